@@ -1,0 +1,89 @@
+"""Every error this package raises on purpose.
+
+    CdoError                      catch this one to catch them all
+    |-- DataError                 a data set or a picture that cannot be used
+    |   `-- ImageError            one picture: unreadable, truncated, of a wrong shape
+    |-- ConfigError               a setting outside its range, or an unknown name
+    |-- CalibrationError          a promise the calibration pictures cannot keep
+    |-- TrainingError             a training that must not go on (a loss that is not a number)
+    |-- BundleError               a run folder that is missing, incomplete or of another version
+    |-- ExportError               an exported model that does not agree with its source
+    `-- MissingExtraError         a verb whose optional dependencies are not installed
+
+A message is one line: what is wrong, where, and what to do. The command line prints it and exits with 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = [
+    "BundleError",
+    "CalibrationError",
+    "CdoError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "ImageError",
+    "MissingExtraError",
+    "TrainingError",
+    "needs_extra",
+]
+
+
+class CdoError(Exception):
+    """Base of all errors of this package."""
+
+
+class DataError(CdoError):
+    """A data set or a picture that cannot be used as it is."""
+
+
+class ImageError(DataError):
+    """One picture that cannot be read, or whose shape or type is not one of a picture."""
+
+
+class ConfigError(CdoError, ValueError):
+    """A setting outside its range, or a name that is not known."""
+
+
+class CalibrationError(CdoError):
+    """A false-alarm rate that the number of calibration pictures cannot promise."""
+
+
+class TrainingError(CdoError):
+    """A training that must not go on, for instance because its loss is not a number."""
+
+
+class BundleError(CdoError):
+    """A run folder that is missing, incomplete or written by an incompatible version."""
+
+
+class ExportError(CdoError):
+    """An exported model that does not give the answers of the model it was made from."""
+
+
+class MissingExtraError(CdoError, ImportError):
+    """A verb whose optional dependencies are not installed."""
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Turn a failed import inside the block into the pip command that mends it.
+
+    Args:
+        extra: name of the extra in `pyproject.toml`, e.g. ``"train"``.
+        purpose: what the import is for, e.g. ``"training"``; begins the message.
+
+    Raises:
+        MissingExtraError: if a module imported in the block is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == "cdo_ad":
+            raise  # our own module is missing: a defect, not an extra
+        raise MissingExtraError(
+            f"{purpose} needs the module {error.name!r}: run  pip install 'cdo-ad[{extra}]'"
+        ) from error
