@@ -1,0 +1,23 @@
+"""Data sets and pictures: readers of layouts, the only image decoder, the split, the store of training pictures.
+
+Nothing here needs torch but `cdo_ad.data.dataset`, which is imported by its own name.
+"""
+
+from cdo_ad.data.images import as_rgb, decode_image, list_images, read_image, read_mask, write_png16
+from cdo_ad.data.layout import LAYOUTS, detect_layout, list_categories, read_dataset
+from cdo_ad.data.split import fingerprint, hold_out
+
+__all__ = [
+    "LAYOUTS",
+    "as_rgb",
+    "decode_image",
+    "detect_layout",
+    "fingerprint",
+    "hold_out",
+    "list_categories",
+    "list_images",
+    "read_dataset",
+    "read_image",
+    "read_mask",
+    "write_png16",
+]
