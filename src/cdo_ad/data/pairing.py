@@ -75,7 +75,7 @@ def pair_masks(pictures: Sequence[Path], folder: Path) -> dict[Path, Path]:
         if picture not in pairs:
             raise DataError(
                 f"{picture}: no mask belongs to this picture: looked for {picture.stem}_mask.png and "
-                f"{picture.stem}.png (any picture ending) in {folder}: add it, or remove that folder to go without masks"
+                f"{picture.stem}.png (any picture ending) in {folder}: add it, or remove that folder to do without"
             )
     return pairs
 
