@@ -71,7 +71,7 @@ def make_mvtec3d(
 ) -> Path:
     """One product in the MVTec 3D-AD layout, below `root`/`category`."""
     for split, kind, count in (
-        ("train", "good", train, split="train"),
+        ("train", "good", train),
         ("validation", "good", validation),
         ("test", "good", good),
         *(("test", defect, defective) for defect in DEFECTS),
