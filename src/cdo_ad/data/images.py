@@ -7,7 +7,8 @@
 - Alpha is blended over black, `round(colour * alpha / 255)`: what is transparent shows nothing, and whatever colour
   lies hidden under it does not leak into the model. A picture that is transparent everywhere is refused.
 - Colour profiles are ignored; of a file with several pages or frames the first is read.
-- Pillow decodes; tifffile reads the TIFF kinds that Pillow cannot, or reads wrongly (16-bit planes).
+- Pillow decodes; tifffile reads the TIFF kinds that Pillow cannot, or reads wrongly (16-bit planes,
+  big-endian BigTIFF).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ AnyArray = npt.NDArray[Any]
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 _WIDE_GRAY = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # Pillow's modes of gray with more than 8 bits
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0")
+_BIG_ENDIAN_BIGTIFF = b"MM\0+"  # Pillow misreads its header
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_ORIENTATION, _TIFF_PLANAR = 258, 262, 274, 284
 _TOO_LARGE = f"larger than {MAX_PIXELS:,} pixels: cut it into smaller pictures"
 _REMEDY = "copy it again from its source, or take it out of the folder"
@@ -252,6 +254,8 @@ def _open(data: bytes, name: str) -> Image.Image | AnyArray:
     """Read the header; TIFF kinds that Pillow cannot read come back decoded, as an array."""
     if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < MAX_PIXELS:
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's guard is one number per process: raised, never lowered
+    if data[:4] == _BIG_ENDIAN_BIGTIFF:
+        return _decode_tiff(data, name)
     try:
         picture = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
