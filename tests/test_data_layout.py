@@ -1,0 +1,349 @@
+"""The readers: what each layout gives, and what each refuses."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdo_ad.data import LAYOUTS, detect_layout, list_categories, read_dataset, read_image, read_mask
+from cdo_ad.errors import ConfigError, DataError
+from cdo_ad.types import Sample
+from fakes import make_folder, make_mvtec, make_mvtec3d, make_picture, make_visa, write
+
+REAL = Path(__file__).parents[1].parent / "shared" / "data" / "magnetic_tile"
+
+
+def counts(samples: list[Sample]) -> dict[tuple[str, str, bool], int]:
+    """How many samples of each (split, defect type, has a mask)."""
+    return dict(Counter((sample.split, sample.defect_type, sample.mask_path is not None) for sample in samples))
+
+
+def picture_at(path: Path) -> Path:
+    return write(path, make_picture(0)[0])
+
+
+def replace_folder(root: Path, old: str, new: str) -> Path:
+    """Move root/old to root/new and remove the folder it leaves empty."""
+    shutil.move(root / old, root / (new + " moving"))
+    if (root / old).parent != root:
+        (root / old).parent.rmdir()
+    return (root / (new + " moving")).rename(root / new)
+
+
+MVTEC = {
+    ("train", "good", False): 8,
+    ("test", "good", False): 3,
+    ("test", "scratch", True): 3,
+    ("test", "spot", True): 3,
+}
+GOOD_AND_TYPES = {("train", "good", False): 8, ("test", "scratch", False): 3, ("test", "spot", False): 3}
+WITH_MASKS = {("train", "good", False): 8, ("test", "scratch", True): 3, ("test", "spot", True): 3}
+READS: list[tuple[str, Callable[[Path], object], str, dict[tuple[str, str, bool], int]]] = [
+    ("mvtec", make_mvtec, "mvtec", MVTEC),
+    ("mvtec, in a parent", lambda root: make_mvtec(root / "bottle"), "mvtec", MVTEC),
+    (
+        "mvtec, a stray picture in the parent",
+        lambda root: (make_mvtec(root / "bottle"), picture_at(root / "overview.png")),
+        "mvtec",
+        MVTEC,
+    ),
+    (
+        "mvtec, one type without masks",
+        lambda root: shutil.rmtree(make_mvtec(root) / "ground_truth" / "spot"),
+        "mvtec",
+        {**{key: n for key, n in MVTEC.items() if key[1] != "spot"}, ("test", "spot", False): 3},
+    ),
+    (
+        "mvtec, no test",
+        lambda root: [shutil.rmtree(make_mvtec(root) / "test"), shutil.rmtree(root / "ground_truth")],
+        "mvtec",
+        {("train", "good", False): 8},
+    ),
+    ("mvtec, masks/", lambda root: replace_folder(make_mvtec(root), "ground_truth", "masks"), "folder", MVTEC),
+    (
+        "mvtec3d",
+        make_mvtec3d,
+        "mvtec3d",
+        {
+            ("train", "good", False): 6,
+            ("calibration", "good", False): 3,
+            ("test", "good", False): 2,
+            ("test", "scratch", True): 2,
+            ("test", "spot", True): 2,
+        },
+    ),
+    (
+        "visa",
+        make_visa,
+        "visa",
+        {("train", "good", False): 6, ("test", "good", False): 2, ("test", "anomaly", True): 3},
+    ),
+    ("good and types", make_folder, "folder", GOOD_AND_TYPES),
+    ("good and types, Good", lambda root: replace_folder(make_folder(root), "good", "Good"), "folder", GOOD_AND_TYPES),
+    ("good and types, upper-case endings", lambda root: make_folder(root, ending=".JPG"), "folder", GOOD_AND_TYPES),
+    ("good, types, masks", lambda root: make_folder(root, masks=True), "folder", WITH_MASKS),
+    (
+        "good, types, ground_truth",
+        lambda root: replace_folder(make_folder(root, masks=True), "masks", "ground_truth"),
+        "folder",
+        WITH_MASKS,
+    ),
+    ("good alone", lambda root: make_folder(root, defective=0), "folder", {("train", "good", False): 8}),
+    ("two pictures", lambda root: make_folder(root, good=2, defective=0), "folder", {("train", "good", False): 2}),
+    (
+        "pictures alone",
+        lambda root: [picture_at(root / name) for name in ("a.png", "b.JPG", "c.tif")],
+        "folder",
+        {("train", "good", False): 3},
+    ),
+    (
+        "train/ with pictures, test/ by type",
+        lambda root: (replace_folder(make_mvtec(root), "train/good", "t"), replace_folder(root, "t", "train")),
+        "folder",
+        MVTEC,
+    ),
+    ("good/ and test/", lambda root: replace_folder(make_mvtec(root), "train/good", "good"), "folder", MVTEC),
+    (
+        "test/ alone",
+        lambda root: shutil.rmtree(make_mvtec(root) / "train"),
+        "folder",
+        {key: n for key, n in MVTEC.items() if key[0] == "test"},
+    ),
+    (
+        "a folder without pictures is passed over",
+        lambda root: (make_folder(root) / "notes").mkdir(),
+        "folder",
+        GOOD_AND_TYPES,
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "layout", "expected"), [row[1:] for row in READS], ids=[row[0] for row in READS])
+def test_reads(
+    tmp_path: Path, make: Callable[[Path], object], layout: str, expected: dict[tuple[str, str, bool], int]
+) -> None:
+    make(tmp_path)
+    assert detect_layout(tmp_path) == layout
+    samples = read_dataset(tmp_path)
+    assert counts(samples) == expected
+    assert samples == read_dataset(tmp_path, layout)
+    assert [s.path for s in samples if s.split == "train"] == sorted(s.path for s in samples if s.split == "train")
+    for sample in samples:
+        picture = read_image(sample.path)
+        if sample.mask_path is not None:
+            assert sample.mask_path.stem.removesuffix("_mask") == sample.path.stem
+            assert read_mask(sample.mask_path, picture.shape[:2]).any()
+
+
+def test_masks_named_as_their_pictures_and_of_other_endings(tmp_path: Path) -> None:
+    root = make_mvtec(tmp_path)
+    masks = root / "ground_truth" / "spot"
+    (masks / "000_mask.png").rename(masks / "000.png")
+    write(masks / "001_mask.BMP", read_mask(masks / "001_mask.png").astype(np.uint8) * 255)
+    (masks / "001_mask.png").unlink()
+    names = [s.mask_path.name for s in read_dataset(root) if s.defect_type == "spot" and s.mask_path is not None]
+    assert names == ["000.png", "001_mask.BMP", "002_mask.png"]
+
+
+def test_the_label_is_the_folders_even_where_the_mask_is_empty(tmp_path: Path) -> None:
+    root = make_mvtec(tmp_path)
+    sample = next(s for s in read_dataset(root) if s.defect_type == "spot")
+    assert sample.mask_path is not None
+    write(sample.mask_path, np.zeros(read_image(sample.path).shape[:2], np.uint8))
+    assert next(s for s in read_dataset(root) if s.path == sample.path).anomalous
+
+
+def test_masks_of_good_pictures_are_not_used(tmp_path: Path) -> None:
+    root = make_mvtec(tmp_path)
+    write(root / "ground_truth" / "good" / "000_mask.png", np.zeros((40, 40), np.uint8))
+    assert counts(read_dataset(root)) == MVTEC
+
+
+def two(root: Path, make: Callable[[Path], object] = make_mvtec) -> Path:
+    make(root / "bottle")
+    make(root / "cable")
+    return root
+
+
+@pytest.mark.parametrize("make", [
+    lambda root: two(root),
+    lambda root: two(root, make_folder),
+    lambda root: (make_mvtec3d(root, category="bottle"), make_mvtec3d(root, category="cable")),
+    lambda root: (make_visa(root, category="bottle"), make_visa(root, category="cable")),
+], ids=["mvtec", "folder", "mvtec3d", "visa"])  # fmt: skip
+def test_categories(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path)
+    assert list_categories(tmp_path) == ["bottle", "cable"]
+    chosen = read_dataset(tmp_path, category="cable")
+    assert chosen and all("cable" in sample.path.parts and sample.category == "cable" for sample in chosen)
+    with pytest.raises(DataError, match="several categories: choose one of bottle, cable"):
+        read_dataset(tmp_path)
+    with pytest.raises(DataError, match="no category 'pill': choose one of bottle, cable"):
+        read_dataset(tmp_path, category="pill")
+    inside = read_dataset(tmp_path / "cable")
+    assert [s.path for s in inside] == [s.path for s in chosen]
+    assert list_categories(tmp_path / "cable") == []
+    assert [s.path for s in read_dataset(tmp_path / "cable", category="cable")] == [s.path for s in chosen]
+    with pytest.raises(DataError, match=r"category|found no data|not 'pill'"):
+        read_dataset(tmp_path / "cable", category="pill")
+
+
+def drop(root: Path, name: str) -> None:
+    (root / name).unlink()
+
+
+def visa_with(root: Path, old: str, new: str) -> None:
+    """A VisA data set whose split file says `new` for `old`."""
+    path = make_visa(root) / "split_csv" / "1cls.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
+    ("missing", lambda root: root.rmdir(), "no such folder"),
+    ("a file", lambda root: (root.rmdir(), root.write_text("x")), "is a file"),
+    ("empty", lambda root: None, r"found no data here; looked for .*good/"),
+    ("no pictures", lambda root: (root / "notes.txt").write_text("x"), "found no data here"),
+    ("an empty good/", lambda root: (root / "good").mkdir(), "good: holds no pictures"),
+    (
+        "an empty train/good/",
+        lambda root: (root / "train" / "good").mkdir(parents=True),
+        "train/good: holds no pictures",
+    ),
+    (
+        "a mask is missing",
+        lambda root: drop(make_mvtec(root), "ground_truth/spot/001_mask.png"),
+        "spot/001.png: no mask",
+    ),
+    ("a picture is missing", lambda root: drop(make_mvtec(root), "test/spot/001.png"), "001_mask.png: no picture"),
+    (
+        "masks of a type without pictures",
+        lambda root: shutil.rmtree(make_mvtec(root) / "test" / "spot"),
+        "000_mask.png: masks of 'spot'",
+    ),
+    (
+        "two masks for a picture",
+        lambda root: shutil.copy(
+            make_mvtec(root) / "ground_truth/spot/001_mask.png", root / "ground_truth/spot/001.png"
+        ),
+        "001_mask.png: 001.png beside it is a mask of the same",
+    ),
+    (
+        "two pictures of a stem",
+        lambda root: picture_at(make_mvtec(root) / "test/spot/001.jpg"),
+        "001.png: 001.jpg beside",
+    ),
+    (
+        "defects in train/",
+        lambda root: picture_at(make_mvtec(root) / "train/spot/0.png"),
+        "train/spot: only good pictures",
+    ),
+    (
+        "a test picture without a type",
+        lambda root: picture_at(make_mvtec(root) / "test/0.png"),
+        "test/0.png: a test picture",
+    ),
+    (
+        "mvtec3d, a mask is missing",
+        lambda root: drop(make_mvtec3d(root), "bagel/test/spot/gt/001.png"),
+        "rgb/001.png: no mask",
+    ),
+    (
+        "mvtec3d, a picture is missing",
+        lambda root: drop(make_mvtec3d(root), "bagel/test/spot/rgb/001.png"),
+        "gt/001.png: no pic",
+    ),
+    (
+        "mvtec3d, defects in validation/",
+        lambda root: picture_at(make_mvtec3d(root) / "bagel/validation/spot/rgb/0.png"),
+        "spot: only good pictures",
+    ),
+    (
+        "visa, no split file",
+        lambda root: shutil.rmtree(make_visa(root) / "split_csv"),
+        "1cls.csv: VisA's own split is missing",
+    ),
+    (
+        "visa, a picture is missing",
+        lambda root: drop(make_visa(root), "candle/Data/Images/Anomaly/001.JPG"),
+        "001.JPG: named in",
+    ),
+    (
+        "visa, a mask is missing",
+        lambda root: drop(make_visa(root), "candle/Data/Masks/Anomaly/001.png"),
+        "001.png: named in",
+    ),
+    (
+        "visa, a mask is not named",
+        lambda root: visa_with(root, "candle/Data/Masks/Anomaly/001.png", ""),
+        "names no mask",
+    ),
+    ("visa, an unknown label", lambda root: visa_with(root, "train,normal", "train,fine"), "'fine'"),
+    ("visa, an anomaly to train on", lambda root: visa_with(root, "test,anomaly", "train,anomaly"), "must be good"),
+    ("visa, no such column", lambda root: visa_with(root, "label,", "kind,"), "missing: label"),
+    (
+        "visa, an empty table",
+        lambda root: (make_visa(root) / "split_csv/1cls.csv").write_text("object,split,label,image,mask\n"),
+        "names no pictures",
+    ),
+    ("pictures beside good/", lambda root: picture_at(make_folder(root) / "0.png"), "0.png: a picture outside"),
+    (
+        "no good/",
+        lambda root: shutil.rmtree(make_folder(root) / "good"),
+        r"folders of pictures \(scratch, spot\) but none named",
+    ),
+    (
+        "pictures beside folders",
+        lambda root: (shutil.rmtree(make_folder(root) / "good"), picture_at(root / "0.png")),
+        "not clear which pictures are good",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_refuses(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    make(root)
+    with pytest.raises(DataError, match=message) as caught:
+        read_dataset(root)
+    assert str(root) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["mvtec", "mvtec3d", "visa"])
+def test_a_stated_layout_says_what_it_looked_for(tmp_path: Path, layout: str) -> None:
+    make_folder(tmp_path)
+    with pytest.raises(DataError, match=r"looked for|split is missing"):
+        read_dataset(tmp_path, layout)
+
+
+def test_visa_product_without_the_split_file(tmp_path: Path) -> None:
+    shutil.rmtree(make_visa(tmp_path) / "split_csv")
+    with pytest.raises(DataError, match=r"candle: looked for VisA's own split in .*1cls.csv"):
+        read_dataset(tmp_path / "candle")
+
+
+def test_layouts_are_a_closed_list(tmp_path: Path) -> None:
+    assert LAYOUTS == ("auto", "folder", "mvtec", "mvtec3d", "visa")
+    with pytest.raises(ConfigError, match="layout must be one of auto, folder, mvtec, mvtec3d, visa, got 'coco'"):
+        read_dataset(tmp_path, "coco")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the magnetic tile pictures are not on this machine")
+def test_magnetic_tile() -> None:
+    samples = read_dataset(REAL)
+    types = ("blowhole", "break", "crack", "fray", "uneven")
+    assert counts(samples) == {
+        ("train", "good", False): 420,
+        ("test", "good", False): 150,
+        **{("test", name, True): 30 for name in types},
+    }
+    for sample in [sample for sample in samples if sample.anomalous][::10]:
+        assert sample.mask_path is not None
+        assert read_mask(sample.mask_path, read_image(sample.path).shape[:2]).any()
