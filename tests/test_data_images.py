@@ -114,6 +114,16 @@ DECODES: list[tuple[str, bytes, np.ndarray]] = [
         tiff(LA16, photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"]),
         over_black(gray(GRAY16 >> 8), ALPHA),
     ),
+    (
+        "tiff 16-bit gray, big, 0 is white",
+        tiff(GRAY16, photometric="miniswhite", bigtiff=True, byteorder=">"),
+        gray((65535 - GRAY16) >> 8),
+    ),
+    (
+        "tiff 16-bit gray and alpha, 0 is white",
+        tiff(LA16, photometric="miniswhite", planarconfig="contig", extrasamples=["unassalpha"]),
+        over_black(gray((65535 - GRAY16) >> 8), ALPHA),
+    ),
     ("tiff turned", tiff(RGB, photometric="rgb", extratags=TURNED), np.rot90(RGB, -1)),
     ("bmp rgb", pillow(RGB, "BMP"), RGB),
     ("bmp gray", pillow(GRAY, "BMP"), gray(GRAY)),
@@ -266,6 +276,7 @@ def test_refuses_what_is_no_file(tmp_path: Path, make: Callable[[Path], object],
 
 SOFT = np.array([[0, 127, 128, 255]], np.uint8)
 BINARY = np.array([[0, 1, 1, 0]], np.uint8)
+IDS = np.array([[0, 1, 2, 0]], np.uint8)
 
 
 def indexed(values: np.ndarray, colours: list[int]) -> bytes:
@@ -291,7 +302,7 @@ MASKS: list[tuple[str, bytes, list[int]]] = [
     ("rgb soft", pillow(np.dstack([SOFT] * 3)), [0, 0, 1, 1]),
     ("one colour", pillow(np.dstack([BINARY * 255, BINARY * 0, BINARY * 0])), [0, 1, 1, 0]),
     ("alpha", pillow(np.dstack([BINARY * 0 + 255, BINARY * 255])), [0, 1, 1, 0]),
-    ("palette of colours: ids", indexed(BINARY * 2, [0] * 3 + [9, 0, 0] + [64, 0, 0]), [0, 1, 1, 0]),
+    ("palette of colours: ids", indexed(IDS, [0] * 3 + [128, 0, 0] + [64, 0, 0]), [0, 1, 1, 0]),
     ("palette of grays: grays", indexed(np.array([[1, 0, 0, 1]], np.uint8), [255] * 3 + [0] * 3), [0, 1, 1, 0]),
 ]  # fmt: skip
 

@@ -172,7 +172,7 @@ def two(root: Path, make: Callable[[Path], object] = make_mvtec) -> Path:
 
 @pytest.mark.parametrize("make", [
     lambda root: two(root),
-    lambda root: two(root, make_folder),
+    lambda root: (two(root, make_folder), picture_at(root / "overview.png")),
     lambda root: (make_mvtec3d(root, category="bottle"), make_mvtec3d(root, category="cable")),
     lambda root: (make_visa(root, category="bottle"), make_visa(root, category="cable")),
 ], ids=["mvtec", "folder", "mvtec3d", "visa"])  # fmt: skip

@@ -29,8 +29,8 @@ WANTED = (
 
 
 def is_product(folder: Path) -> bool:
-    """Tell whether the folder holds good/, train/ or test/, or pictures and no products."""
-    return _is_structured(folder) or (bool(pictures_of(folder)) and not product_folders(folder, _is_structured))
+    """Tell whether the folder holds good/, train/ or test/, or pictures."""
+    return _is_structured(folder) or bool(pictures_of(folder))
 
 
 def categories(root: Path) -> list[str]:

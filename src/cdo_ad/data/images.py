@@ -53,6 +53,7 @@ _WIDE_GRAY = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # Pillow's modes of gray 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0")
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"  # Pillow misreads its header
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_ORIENTATION, _TIFF_PLANAR = 258, 262, 274, 284
+_TIFF_SIZE_AND_ORIENTATION = (256, 257, _TIFF_ORIENTATION)
 _TOO_LARGE = f"larger than {MAX_PIXELS:,} pixels: cut it into smaller pictures"
 _REMEDY = "copy it again from its source, or take it out of the folder"
 
@@ -181,11 +182,13 @@ def image_size(path: Path | str) -> tuple[int, int]:
     picture = _open(data, str(path))
     if isinstance(picture, np.ndarray):
         height, width = picture.shape[:2]
+        orientation = _orientation(picture, data)
+    elif picture.format == "TIFF":  # from the tags: Pillow states the size upright or as stored, by its version
+        width, height, orientation = (int(_tiff_tag(picture, tag) or 1) for tag in _TIFF_SIZE_AND_ORIENTATION)
     else:
         width, height = picture.size
-        if picture.format == "TIFF":  # Pillow states the size of a TIFF upright
-            return height, width
-    return (width, height) if _orientation(picture, data) >= 5 else (height, width)
+        orientation = _orientation(picture, data)
+    return (width, height) if orientation >= 5 else (height, width)
 
 
 def list_images(folder: Path | str, recursive: bool = False) -> list[Path]:
@@ -284,10 +287,13 @@ def _decode_tiff(data: bytes, name: str) -> AnyArray:
             page = file.pages.first
             if page.imagewidth * page.imagelength > MAX_PIXELS:
                 raise ImageError(f"{name}: {_TOO_LARGE}")
-            array = np.asarray(page.asarray())
+            array = np.array(page.asarray())
             if page.axes == "SYX":
                 array = np.moveaxis(array, 0, 2)
-            return ~array if page.photometric == 0 else array
+            if page.photometric == 0:  # 0 is white; alpha, if there is one, stays
+                gray = array if array.ndim == 2 else array[:, :, 0]
+                np.invert(gray, out=gray)
+            return array
     except (MemoryError, ImageError):
         raise
     except Exception as error:
