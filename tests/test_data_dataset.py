@@ -86,6 +86,16 @@ def test_without_verifying_a_bad_picture_shows_when_it_is_read(paths: list[Path]
         store[3]
 
 
+def test_loading_gives_back_the_threads_of_torch(paths: list[Path]) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    ImageStore(paths, SIZE, progress=lambda done, total: seen.append(torch.get_num_threads()))
+    paths[0].write_bytes(b"nothing")
+    with pytest.raises(ImageError):
+        ImageStore(paths, SIZE)
+    assert set(seen) == {1} and torch.get_num_threads() == before
+
+
 def test_progress(paths: list[Path]) -> None:
     seen: list[tuple[int, int]] = []
     ImageStore(paths, SIZE, workers=2, progress=lambda done, total: seen.append((done, total)))
