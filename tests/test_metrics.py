@@ -1,0 +1,501 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+from cdo_ad import tally
+from cdo_ad.errors import ConfigError, DataError
+from cdo_ad.metrics import PixelMetrics, decision_metrics, image_metrics, rate_interval
+
+GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "metrics_reference.npz"
+SMALL = 4 << 20
+Pictures = list[tuple[np.ndarray, np.ndarray | None]]
+
+
+# ---- oracles: slow, and written without looking at the code under test
+
+
+def regions_of(mask: np.ndarray) -> list[set[tuple[int, int]]]:
+    """8-connected regions by flood fill."""
+    left = {(int(i), int(j)) for i, j in np.argwhere(mask)}
+    regions = []
+    while left:
+        stack = [left.pop()]
+        region = set(stack)
+        while stack:
+            i, j = stack.pop()
+            near = {(i + a, j + b) for a in (-1, 0, 1) for b in (-1, 0, 1)} & left
+            left -= near
+            region |= near
+            stack += near
+        regions.append(region)
+    return regions
+
+
+def oracle_aupro(pictures: Pictures, limit: float) -> float:
+    """Every distinct threshold, every region, one by one; then trapezoids up to the interpolated limit."""
+    masks = [np.zeros(m.shape, bool) if k is None else k for m, k in pictures]
+    cases = [(m, k, regions_of(k)) for (m, _), k in zip(pictures, masks, strict=True)]
+    values = np.unique(np.concatenate([m.ravel() for m, _ in pictures]))[::-1]
+    points = [(0.0, 0.0)]
+    for value in values:
+        false, good, overlaps = 0, 0, []
+        for scores, truth, regions in cases:
+            false += int(((scores >= value) & ~truth).sum())
+            good += int((~truth).sum())
+            overlaps += [np.mean([scores[p] >= value for p in region]) for region in regions]
+        points.append((false / good, float(np.mean(overlaps))))
+    area = 0.0
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 >= limit:
+            break
+        if x1 > limit:
+            y1 = y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
+            x1 = limit
+        area += (x1 - x0) * (y0 + y1) / 2
+    return area / limit
+
+
+def oracle_ranking(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    both = precision + recall
+    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(both), where=both > 0)
+    return {
+        "auroc": float(roc_auc_score(labels, scores)),
+        "ap": float(average_precision_score(labels, scores)),
+        "f1max": float(f1.max()),
+    }
+
+
+def oracle_pixels(pictures: Pictures) -> dict[str, float]:
+    masks = [np.zeros(m.shape, bool) if k is None else k for m, k in pictures]
+    flat = oracle_ranking(np.concatenate([k.ravel() for k in masks]), np.concatenate([m.ravel() for m, _ in pictures]))
+    return {**flat, "aupro_0.3": oracle_aupro(pictures, 0.3), "aupro_0.05": oracle_aupro(pictures, 0.05)}
+
+
+# ---- makers
+
+
+def filled(pictures: Pictures, memory: int = 2 << 30) -> PixelMetrics:
+    metrics = PixelMetrics(memory)
+    for scores, mask in pictures:
+        metrics.update(scores, mask)
+    return metrics
+
+
+def random_pictures(seed: int, *, levels: int | None = None, count: int = 4, size: int = 12) -> Pictures:
+    """Mixed sizes, negative scores too, the first picture good; with `levels` few distinct scores (many ties)."""
+    rng = np.random.default_rng(seed)
+    pictures: Pictures = []
+    for index in range(count):
+        shape = (size + index, size + 3 - index)
+        mask = rng.random(shape) < 0.12 if index else None
+        scores = rng.normal(size=shape) + (0 if mask is None else 1.2 * mask)
+        if levels:
+            scores = np.round(scores * levels) / levels
+        pictures.append((scores.astype(np.float32), mask))
+    return pictures
+
+
+def smooth_pictures(seed: int, count: int = 6, size: int = 128) -> Pictures:
+    """Like anomaly maps: values in (0.05, 3), one square defect in each but the first."""
+    rng = np.random.default_rng(seed)
+    pictures: Pictures = []
+    for index in range(count):
+        scores = 0.3 * np.exp(0.5 * rng.normal(size=(size, size)))
+        mask = np.zeros((size, size), bool)
+        if index:
+            y, x = rng.integers(0, size - 40, 2)
+            mask[y : y + 8 * index, x : x + 20] = True
+        pictures.append(((scores * (1 + 0.8 * mask)).astype(np.float32), mask))
+    return pictures
+
+
+# ---- image level
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(-4, 4)), min_size=2, max_size=40))
+def test_image_metrics_equal_scikit_learn_with_ties(rows: list[tuple[bool, int]]) -> None:
+    labels, scores = np.array([r[0] for r in rows]), np.array([r[1] / 3 for r in rows])
+    got = image_metrics(labels, scores)
+    if labels.all() or not labels.any():
+        assert all(math.isnan(v) for v in got.values())
+    else:
+        assert got == pytest.approx(oracle_ranking(labels, scores), abs=1e-12)
+
+
+def test_image_scores_keep_double_precision() -> None:
+    assert image_metrics([False, True], [1.0, 1.0 + 1e-12])["auroc"] == 1.0
+
+
+@pytest.mark.parametrize("labels", [[], [False, False], [True, True]])
+def test_one_class_only_is_undefined_not_zero(labels: list[bool]) -> None:
+    got = image_metrics(labels, np.arange(len(labels)))
+    assert set(got) == {"auroc", "ap", "f1max"}
+    assert all(math.isnan(v) for v in got.values())
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([True, False], [1.0], r"\(2,\) and \(1,\)"),
+        ([[True]], [[1.0]], r"\(1, 1\)"),
+        ([True, False], [1.0, math.nan], "1 NaN and 0 infinite"),
+        ([True, False], [1.0, math.inf], "0 NaN and 1 infinite"),
+        ([2, 0], [1.0, 2.0], "True or False"),
+    ],
+)
+def test_bad_image_scores_are_named(labels: list[bool], scores: list[float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        image_metrics(labels, scores)
+
+
+# ---- pixel level
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the reference numbers are not on this machine")
+@pytest.mark.parametrize("paged", [False, True])
+def test_reference_numbers(paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if paged:
+        monkeypatch.setattr(tally, "BUFFER_PIXELS", 1000)
+    data = np.load(GOLDEN)
+    maps, masks = data["maps"], data["masks"].astype(bool)
+    metrics = filled(list(zip(maps, masks, strict=True)))
+    got = metrics.compute()
+    assert metrics.exact
+    assert got["aupro_0.3"] == metrics.aupro(0.3)
+    for name in ("auroc", "ap", "f1max"):
+        assert got[name] == pytest.approx(float(data[f"pixel_{name}"]), abs=1e-6)
+    image = image_metrics(masks.any(axis=(1, 2)), maps.max(axis=(1, 2)))
+    assert image["auroc"] == pytest.approx(float(data["image_auroc"]), abs=1e-6)
+    assert image["ap"] == pytest.approx(float(data["image_ap"]), abs=1e-6)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the reference numbers are not on this machine")
+@pytest.mark.xfail(
+    strict=True, reason="the reference AU-PRO lies half a good pixel of FPR away from the official steps"
+)
+@pytest.mark.parametrize("limit", [0.3, 0.05, 0.01])
+def test_reference_aupro(limit: float) -> None:
+    metrics, data = golden_metrics()
+    assert metrics.aupro(limit) == pytest.approx(float(data[f"aupro_{limit}"]), abs=1e-6)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the reference numbers are not on this machine")
+@pytest.mark.parametrize("limit", [0.3, 0.05, 0.01])
+def test_reference_aupro_within_half_a_pixel_of_false_positive_rate(limit: float) -> None:
+    metrics, data = golden_metrics()
+    good = int((data["masks"] == 0).sum())
+    difference = abs(metrics.aupro(limit) - float(data[f"aupro_{limit}"]))
+    assert difference * limit * good < 0.5
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the reference numbers are not on this machine")
+@pytest.mark.parametrize("limit", [0.3, 0.05, 0.01])
+def test_aupro_equals_the_official_steps_on_the_reference_maps(limit: float) -> None:
+    metrics, data = golden_metrics()
+    masks = data["masks"].astype(bool)
+    weight, false, count = np.zeros(masks.shape), ~masks, 0
+    for picture, mask in zip(weight, masks, strict=True):
+        for region in regions_of(mask):
+            count += 1
+            picture[tuple(np.array(list(region)).T)] = 1 / len(region)
+    order = np.argsort(-data["maps"].ravel(), kind="stable")
+    last = np.append(np.diff(data["maps"].ravel()[order]) != 0, True)
+    x = np.concatenate(([0.0], (np.cumsum(false.ravel()[order]) / false.sum())[last]))
+    y = np.concatenate(([0.0], (np.cumsum(weight.ravel()[order]) / count)[last]))
+    inside = x < limit
+    x, y = np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x, y))
+    assert metrics.aupro(limit) == pytest.approx(np.trapezoid(y, x) / limit, abs=1e-10)
+
+
+def golden_metrics():  # type: ignore[no-untyped-def]
+    data = np.load(GOLDEN)
+    return filled(list(zip(data["maps"], data["masks"].astype(bool), strict=True))), data
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("levels", [None, 2, 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_pixel_metrics_equal_the_oracles(
+    seed: int, levels: int | None, paged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if paged:
+        monkeypatch.setattr(tally, "BUFFER_PIXELS", 100)
+    pictures = random_pictures(seed, levels=levels)
+    metrics = filled(pictures)
+    assert metrics.compute() == pytest.approx(oracle_pixels(pictures), abs=1e-12)
+    assert metrics.aupro(0.01) == pytest.approx(oracle_aupro(pictures, 0.01), abs=1e-12)
+    assert metrics.aupro(1.0) == pytest.approx(oracle_aupro(pictures, 1.0), abs=1e-12)
+
+
+def diagonal() -> np.ndarray:
+    return np.eye(6, dtype=bool)
+
+
+def one_pixel() -> np.ndarray:
+    mask = np.zeros((6, 6), bool)
+    mask[2, 3] = True
+    return mask
+
+
+def two_sizes() -> np.ndarray:
+    mask = one_pixel()
+    mask[4:, :] = True  # 12 pixels, not connected with the single one
+    return mask
+
+
+@pytest.mark.parametrize("make", [diagonal, one_pixel, two_sizes])
+@pytest.mark.parametrize("levels", [2, 50])
+def test_regions(make: object, levels: int) -> None:
+    mask = make()  # type: ignore[operator]
+    rng = np.random.default_rng(levels)
+    pictures: Pictures = [((rng.integers(0, levels, mask.shape) / levels).astype(np.float32), mask)]
+    assert filled(pictures).compute() == pytest.approx(oracle_pixels(pictures), abs=1e-12)
+
+
+def test_a_small_region_counts_as_much_as_a_large_one() -> None:
+    mask = two_sizes()
+    scores = one_pixel().astype(np.float32)  # only the single pixel is found
+    assert filled([(scores, mask)]).aupro(1.0) == pytest.approx((0.5 + 1.0) / 2)  # (0, .5) -> (1, 1)
+
+
+@pytest.mark.parametrize("masks", [[None, None], [np.ones((5, 5), bool)], []])
+def test_pixels_of_one_class_are_undefined(masks: list[np.ndarray | None]) -> None:
+    metrics = filled([(np.arange(25, dtype=np.float32).reshape(5, 5), mask) for mask in masks])
+    got = metrics.compute()
+    assert list(got) == ["auroc", "ap", "f1max", "aupro_0.3", "aupro_0.05"]
+    assert all(math.isnan(v) for v in got.values())
+    assert math.isnan(metrics.aupro(0.1))
+    assert metrics.roc_curve()[0].size == metrics.pr_curve()[0].size == metrics.pro_curve()[0].size == 0
+
+
+def test_an_all_false_mask_is_a_good_picture() -> None:
+    pictures = random_pictures(0)
+    with_mask: Pictures = [(m, np.zeros(m.shape, bool) if k is None else k) for m, k in pictures]
+    assert filled(pictures).compute() == filled(with_mask).compute()
+
+
+def test_a_picture_of_nothing_but_defect_counts() -> None:
+    pictures = [*random_pictures(1), (np.full((3, 4), 0.7, np.float32), np.ones((3, 4), bool))]
+    assert filled(pictures).compute() == pytest.approx(oracle_pixels(pictures), abs=1e-12)
+
+
+def test_minus_zero_ties_with_zero_and_sort_keys_follow_the_scores() -> None:
+    mask = np.array([[True, False]])
+    assert filled([(np.array([[0.0, -0.0]], np.float32), mask)]).compute()["auroc"] == 0.5
+    values = np.array([-3e38, -1.5, -1e-40, -0.0, 0.0, 1e-45, 1e-40, 1.0, np.nextafter(np.float32(1), 2), 3e38], "f4")
+    keys = tally.sort_keys(values).astype(np.int64)
+    assert (np.sign(np.diff(keys)) == np.sign(np.diff(values))).all()
+
+
+# ---- bounded memory
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tiny_budget_stays_near_and_within_its_bound(seed: int) -> None:
+    pictures = smooth_pictures(seed)
+    exact, coarse = filled(pictures), filled(pictures, SMALL)
+    assert exact.exact
+    assert set(exact.error_bound().values()) == {0.0}
+    assert not coarse.exact
+    bound = coarse.error_bound()
+    for name, value in exact.compute().items():
+        assert abs(coarse.compute()[name] - value) <= min(bound[name] + 1e-12, 1e-4)
+    assert 0 < bound["auroc"] < 1e-3
+
+
+def test_the_bound_holds_where_scores_are_very_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally.ScoreTally, "__init__", _init_with_coarse_keys(tally.ScoreTally.__init__))
+    pictures = smooth_pictures(7)
+    coarse = filled(pictures)
+    monkeypatch.undo()
+    exact, bound = filled(pictures).compute(), coarse.error_bound()
+    differences = {name: abs(value - exact[name]) for name, value in coarse.compute().items()}
+    assert max(differences.values()) > 1e-6  # so coarse that it shows
+    for name, difference in differences.items():
+        assert difference <= bound[name] < 0.2
+
+
+def _init_with_coarse_keys(init):  # type: ignore[no-untyped-def]
+    def coarse_init(self: tally.ScoreTally, memory: int) -> None:
+        init(self, memory)
+        self._capacity, self.shift = 0, 16
+
+    return coarse_init
+
+
+@pytest.mark.parametrize("memory", [SMALL, 2 << 30])
+def test_the_order_of_the_pictures_does_not_matter(memory: int) -> None:
+    pictures = smooth_pictures(3)
+    one, other = filled(pictures, memory), filled(pictures[::-1], memory)
+    assert one.exact == other.exact == (memory != SMALL)
+    assert one.compute() == pytest.approx(other.compute(), abs=1e-12)
+    if not one.exact:
+        assert one._tally.shift == other._tally.shift
+    else:
+        assert one.compute() == other.compute()
+
+
+@pytest.mark.parametrize("memories", [(SMALL, SMALL), (2 << 30, 2 << 30), (2 << 30, SMALL), (SMALL, 2 << 30)])
+def test_merging_equals_updating(memories: tuple[int, int]) -> None:
+    pictures = smooth_pictures(5, count=12)
+    one, two = filled(pictures[:6], memories[0]), filled(pictures[6:], memories[1])
+    assert two.exact == (memories[1] != SMALL)
+    before = two.compute()
+    one.merge(two)
+    assert two.compute() == before
+    if memories[0] == memories[1]:
+        assert one.compute() == pytest.approx(filled(pictures, memories[0]).compute(), abs=1e-12)
+    exact, bound = filled(pictures).compute(), one.error_bound()
+    for name, value in one.compute().items():
+        assert abs(value - exact[name]) <= bound[name] + 1e-12
+
+
+def test_pages_stay_within_the_budget_for_any_scores() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, (400, 400), dtype=np.uint32)
+    scores = bits.view(np.float32)
+    scores = np.where(np.isfinite(scores), scores, np.float32(0))  # every exponent, both signs
+    metrics = filled([(scores, rng.random(scores.shape) < 0.5)] * 2, SMALL)
+    pages = [metrics._tally._good_pages, metrics._tally._bad_pages, metrics._tally._weight_pages]
+    assert 0 < sum(page.nbytes for group in pages for page in group.values()) <= SMALL
+    assert metrics.compute()["auroc"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_counts_of_one_score_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = filled([(np.zeros((1100, 1000), np.float32), None)] * 16)
+    block = metrics._tally
+    assert block._paged
+    for _ in range(8):  # 17.6 million good pixels of one score, doubled eight times: 4.5e9 > 2**32
+        metrics.merge(metrics)
+    metrics.update(np.array([[1.0, 0.0]], np.float32), np.array([[True, True]]))
+    assert block.good == 17_600_000 * 256
+    assert metrics.exact
+    got = metrics.compute()
+    assert got["auroc"] == pytest.approx(0.75, abs=1e-12)
+
+
+def test_small_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 4 MiB"):
+        PixelMetrics((4 << 20) - 1)
+
+
+# ---- errors of update
+
+
+@pytest.mark.parametrize(
+    ("scores", "mask", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros((3, 2), bool), r"\(2, 3\) and \(3, 2\)"),
+        (np.zeros((1, 2, 3)), None, r"\(H, W\), got \(1, 2, 3\)"),
+        (np.array([[0.0, np.nan]]), None, "1 NaN and 0 infinite of 2 pixels"),
+        (np.array([[-np.inf, 1e300]]), None, "0 NaN and 2 infinite"),
+        (np.zeros((2, 3)), np.zeros((2, 3), np.uint8), "bool, got uint8"),
+    ],
+)
+def test_bad_maps_are_named(scores: np.ndarray, mask: np.ndarray | None, message: str) -> None:
+    metrics = PixelMetrics()
+    with pytest.raises(DataError, match=message):
+        metrics.update(scores, mask)
+    assert math.isnan(metrics.compute()["auroc"])
+
+
+@pytest.mark.parametrize("limit", [0.0, -0.1, 1.01, math.nan])
+def test_limits_outside_their_range(limit: float) -> None:
+    metrics = filled(random_pictures(0))
+    with pytest.raises(ConfigError, match=r"\(0, 1\]"):
+        metrics.aupro(limit)
+    with pytest.raises(ConfigError, match=r"\(0, 1\]"):
+        metrics.pro_curve(limit)
+
+
+# ---- curves
+
+
+def test_curves_hold_every_corner_when_there_are_few() -> None:
+    pictures = random_pictures(2, levels=2)
+    metrics = filled(pictures)
+    x, y = metrics.roc_curve()
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+    assert np.trapezoid(y, x) == pytest.approx(metrics.compute()["auroc"], abs=1e-12)
+    for limit in (0.3, 0.05, 1.0):
+        x, y = metrics.pro_curve(limit)
+        assert x[-1] == limit
+        assert np.trapezoid(y, x) / limit == pytest.approx(metrics.aupro(limit), abs=1e-12)
+    recall, precision = metrics.pr_curve()
+    assert np.sum(np.diff(recall, prepend=0) * precision) == pytest.approx(metrics.compute()["ap"], abs=1e-12)
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_thinned_curves_stay_near(paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if paged:
+        monkeypatch.setattr(tally, "BUFFER_PIXELS", 5000)
+    metrics = filled(smooth_pictures(1))
+    x, y = metrics.roc_curve(200)
+    assert 150 < x.size <= 200
+    assert (np.diff(x) >= 0).all()
+    assert (np.diff(y) >= 0).all()
+    assert np.trapezoid(y, x) == pytest.approx(metrics.compute()["auroc"], abs=1e-3)
+    x, y = metrics.pro_curve(0.3, 200)
+    assert x.size <= 200
+    assert np.trapezoid(y, x) / 0.3 == pytest.approx(metrics.compute()["aupro_0.3"], abs=2e-3)
+    recall, precision = metrics.pr_curve(200)
+    assert 150 < recall.size <= 200
+    assert recall[-1] == 1
+    assert np.sum(np.diff(recall, prepend=0) * precision) == pytest.approx(metrics.compute()["ap"], abs=5e-3)
+    with pytest.raises(ConfigError, match="at least 10"):
+        metrics.roc_curve(9)
+
+
+def test_a_curve_that_rises_at_the_right_edge_keeps_its_corner() -> None:
+    mask = np.array([[True, False, False]])
+    x, y = filled([(np.array([[0.0, 1.0, 2.0]], np.float32), mask)]).roc_curve()
+    assert np.trapezoid(y, x) == 0.0
+
+
+# ---- rates
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize(
+    ("k", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (3, 20), (1, 150), (75, 150), (149, 150), (12, 5000)]
+)
+def test_rate_interval_equals_the_beta_quantiles(k: int, n: int, confidence: float) -> None:
+    tail = (1 - confidence) / 2
+    low = beta.ppf(tail, k, n - k + 1) if k else 0.0
+    high = beta.ppf(1 - tail, k + 1, n - k) if k < n else 1.0
+    assert rate_interval(k, n, confidence) == pytest.approx((low, high), abs=1e-10)
+
+
+def test_rate_interval_without_trials_says_nothing() -> None:
+    assert rate_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("k", "n", "confidence"), [(-1, 5, 0.95), (6, 5, 0.95), (1, 5, 0.0), (1, 5, 1.0)])
+def test_rate_interval_outside_its_range(k: int, n: int, confidence: float) -> None:
+    with pytest.raises(ConfigError):
+        rate_interval(k, n, confidence)
+
+
+def test_decision_is_strictly_above_the_threshold() -> None:
+    got = decision_metrics([False, False, False, False, True, True], [0.1, 0.2, 0.5, 0.9, 0.5, 0.6], 0.5)
+    assert got["threshold"] == 0.5
+    low, high = rate_interval(1, 4)
+    assert got["false_alarm_rate"] == {"value": 0.25, "low": low, "high": high, "count": 1, "n": 4}
+    assert (got["detection_rate"]["value"], got["detection_rate"]["count"], got["detection_rate"]["n"]) == (0.5, 1, 2)
+
+
+def test_rates_of_a_missing_class() -> None:
+    rate = decision_metrics([False], [0.0], 1.0)["detection_rate"]
+    assert math.isnan(rate["value"])
+    assert (rate["low"], rate["high"], rate["count"], rate["n"]) == (0.0, 1.0, 0, 0)
