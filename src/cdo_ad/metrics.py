@@ -291,6 +291,7 @@ def _summary(
     if not good or not anomalous:
         return dict.fromkeys(keys, NAN), dict.fromkeys(keys, NAN)
     value, slack, best_f1 = dict.fromkeys(keys, 0.0), dict.fromkeys(keys, 0.0), 0.0
+    widest = 0.0  # where the last step that holds a good pixel began
     for s in blocks:
         x0, x1, rise = s.fp0 / good, s.fp1 / good, (s.tp1 - s.tp0) / anomalous
         value["auroc"] += _area(rise, x0, x1, 1.0)
@@ -300,6 +301,10 @@ def _summary(
         value["f1max"] = max(value["f1max"], float((2 * s.tp1 / (s.tp1 + s.fp1 + anomalous)).max()))
         best_f1 = max(best_f1, float((2 * s.tp1 / (s.tp1 + s.fp0 + anomalous)).max()))
         rise = (s.overlap1 - s.overlap0) / max(regions, 1)
+        # the reference joins the points of the PRO curve that share a false-positive rate: what rises without a good
+        # pixel belongs to the segment before it
+        x0 = np.maximum.accumulate(np.where(x1 > x0, x0, widest)) if len(x0) else x0
+        widest = float(x0[-1]) if len(x0) else widest
         for limit, name in names.items():
             value[name] += _area(rise, x0, x1, limit) / limit
             slack[name] += float(rise @ (np.minimum(x1, limit) - np.minimum(x0, limit))) / limit

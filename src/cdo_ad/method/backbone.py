@@ -40,7 +40,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         self.body, self.indices = _build(name, image_size)
-        config: dict[str, Any] = self.body.pretrained_cfg if hasattr(self.body, "pretrained_cfg") else {}
+        config: dict[str, Any] = getattr(self.body, "pretrained_cfg", {})
         self.mean: tuple[float, float, float] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std: tuple[float, float, float] = tuple(config.get("std", (0.229, 0.224, 0.225)))
         if name == PACKAGED:  # the packaged weights were trained with this preprocessing
@@ -61,7 +61,7 @@ def _build(name: str, image_size: tuple[int, int]) -> tuple[nn.Module, tuple[int
     if name.startswith("hrnet"):
         extra["feature_location"] = ""  # the raw branches of stage 4, not the classifier's widened heads
     try:
-        probe = timm.create_model(name, pretrained=False, features_only=True, **extra)
+        probe: Any = timm.create_model(name, pretrained=False, features_only=True, **extra)
         indices = _choose_levels(probe.feature_info.reduction())
         extra["out_indices"] = tuple(probe.feature_info.out_indices[i] for i in indices)
         if getattr(probe, "pretrained_cfg", {}).get("fixed_input_size"):
@@ -74,7 +74,7 @@ def _build(name: str, image_size: tuple[int, int]) -> tuple[nn.Module, tuple[int
 
 
 def _choose_levels(strides: list[int]) -> list[int]:
-    """Indices of the levels at strides 4, 8, 16 where the network has them, else of its first three from stride 4 on."""
+    """Indices of the levels at strides 4, 8, 16 where there are such, else of the first three from stride 4 on."""
     if all(stride in strides for stride in STRIDES):
         return [strides.index(stride) for stride in STRIDES]
     deep = [i for i, stride in enumerate(strides) if stride >= STRIDES[0]]
@@ -139,8 +139,8 @@ def _hub_state(name: str) -> dict[str, Tensor]:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client raises errors of many libraries
         raise ConfigError(
-            f"backbone {name!r}: its weights could not be fetched ({type(error).__name__}): on a closed network download "
-            "them elsewhere and name the file with  --set weights=FILE.safetensors"
+            f"backbone {name!r}: its weights could not be fetched ({type(error).__name__}): on a closed network "
+            "download them elsewhere and name the file with  --set weights=FILE.safetensors"
         ) from error
     state: dict[str, Tensor] = model.state_dict()
     return state
@@ -148,7 +148,9 @@ def _hub_state(name: str) -> dict[str, Tensor]:
 
 def _file_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ConfigError(f"weights file {path} does not exist: name a .safetensors or .pth state dict of the timm model")
+        raise ConfigError(
+            f"weights file {path} does not exist: name a .safetensors or .pth state dict of the timm model"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -170,7 +172,8 @@ def _load(body: nn.Module, state: dict[str, Tensor], what: str) -> None:
         if source is None or state[source].shape != value.shape:
             if name.endswith("num_batches_tracked"):
                 continue
-            have = "is missing" if source is None else f"has shape {tuple(state[source].shape)}, not {tuple(value.shape)}"
+            shape = None if source is None else tuple(state[source].shape)
+            have = "is missing" if shape is None else f"has shape {shape}, not {tuple(value.shape)}"
             raise ConfigError(f"{what}: the tensor {name!r} {have}: is it a state dict of this timm model?")
         found[name] = state[source]
     body.load_state_dict({**wanted, **found})

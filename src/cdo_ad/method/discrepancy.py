@@ -27,7 +27,8 @@ def discrepancies_plain(expert: Sequence[Tensor], apprentice: Sequence[Tensor]) 
     """Discrepancy maps as the paper writes them: up-sample, normalise, squared distance (METHOD: "Discrepancy").
 
     Args:
-        expert, apprentice: one (B, C_k, H_k, W_k) float map a hierarchy, the same shapes in both, finest first.
+        expert: one (B, C_k, H_k, W_k) float map a hierarchy, finest first.
+        apprentice: the same shapes.
 
     Returns:
         One (B, H_1, W_1) float32 map a hierarchy, in [0, 4].
@@ -46,8 +47,8 @@ def discrepancies(expert: Sequence[Tensor], apprentice: Sequence[Tensor]) -> lis
     """The same as `discrepancies_plain`, equal to 1e-5 in value and gradient, without up-sampling a feature map.
 
     Args:
-        expert, apprentice: one (B, C_k, H_k, W_k) map a hierarchy, the same shapes in both, finest first. The
-            inner products are taken in float32 whatever the dtype.
+        expert: one (B, C_k, H_k, W_k) map a hierarchy, finest first; inner products are taken in float32.
+        apprentice: the same shapes.
 
     Returns:
         One (B, H_1, W_1) float32 map a hierarchy, in [0, 4].

@@ -65,12 +65,14 @@ class CdoNetwork(nn.Module):
         Args:
             images: (B, 3, H, W) uint8 or float RGB in 0..255, at `image_size`.
         """
-        normalised = (images.float() - self.mean) / self.std
-        if normalised.device.type != "meta":
-            normalised = normalised.contiguous(memory_format=torch.channels_last)
+        normalised = self.normalise(images)
         with torch.no_grad():
             expert = self.expert(normalised)
         return expert, self.apprentice(normalised)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 or float RGB in 0..255 to the float input of both networks."""
+        return (images.float() - self.mean) / self.std
 
     def discrepancies(self, images: Tensor) -> list[Tensor]:
         """One (B, H_1, W_1) float32 discrepancy map a hierarchy, in [0, 4]; `images` as in `features`."""

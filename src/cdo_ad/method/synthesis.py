@@ -24,7 +24,7 @@ SMALLEST_SHARE, LARGEST_SHARE = 40, 10  # half sides lie in [side / 40, side / 1
 def image_seed(seed: int, epoch: int, index: int) -> int:
     """A 63-bit seed for one picture in one epoch; neighbours in any argument give unrelated numbers.
 
-    Three rounds of the splitmix64 finaliser (Steele, Lea, Flood 2014), so that no two of a training coincide in practice.
+    Three rounds of the splitmix64 finaliser (Steele, Lea, Flood 2014): no two of a training coincide in practice.
     """
     state = 0
     for value in (seed, epoch, index):

@@ -1,0 +1,140 @@
+"""Decisions with a stated error rate, from the scores of good pictures alone.
+
+The scores of n held-out good pictures are exchangeable with that of the next good picture, so its rank among them is
+uniform. From that alone (split conformal prediction; Vovk, Gammerman, Shafer 2005) follow a valid p-value and a
+threshold that at most a share alpha of good pictures exceeds, on average over calibration sets, for any distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cdo_ad.errors import BundleError, CalibrationError
+from cdo_ad.types import Float32Array
+
+__all__ = ["Calibration", "conformal_threshold", "p_value", "pictures_needed"]
+
+
+def pictures_needed(false_alarm_rate: float) -> int:
+    """The smallest number n of calibration pictures that can promise the rate: n >= 1 / rate - 1."""
+    return max(1, math.ceil(1 / false_alarm_rate - 1 - 1e-9))
+
+
+def conformal_threshold(scores: Sequence[float] | Float32Array, false_alarm_rate: float) -> float:
+    """The ceil((n + 1)(1 - rate))-th smallest score: a good picture exceeds it with probability <= rate.
+
+    Args:
+        scores: (n,) scores of held-out good pictures, in any order.
+        false_alarm_rate: in (0, 1).
+
+    Raises:
+        CalibrationError: if n is too small; the message says how many are missing and which rate can be had.
+    """
+    n = len(scores)
+    check_count(n, false_alarm_rate)
+    # the tolerance keeps (n + 1)(1 - rate) from being rounded up where it is a whole number but for the last bit
+    rank = math.ceil((n + 1) * (1 - false_alarm_rate) - 1e-9)
+    return float(np.sort(np.asarray(scores, dtype=np.float64))[max(rank, 1) - 1])
+
+
+def check_count(n: int, false_alarm_rate: float) -> None:
+    """Raise CalibrationError unless n calibration pictures can promise the rate."""
+    if not 0 < false_alarm_rate < 1:
+        raise CalibrationError(f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}")
+    needed = pictures_needed(false_alarm_rate)
+    if n < needed:
+        raise CalibrationError(
+            f"a false-alarm rate of {false_alarm_rate:g} needs {needed} good calibration pictures, there are {n}: "
+            f"add {needed - n} more, or ask for  --false-alarm-rate {math.ceil(1e4 / (n + 1)) / 1e4:g}"
+        )
+
+
+def p_value(calibration_scores: Sequence[float] | Float32Array, score: float) -> float:
+    """(1 + number of calibration scores >= score) / (n + 1); for a good picture P(p <= alpha) <= alpha.
+
+    Args:
+        calibration_scores: (n,) ascending.
+        score: the new picture's.
+    """
+    n = len(calibration_scores)
+    below = int(np.searchsorted(np.asarray(calibration_scores, dtype=np.float64), score, side="left"))
+    return (1 + n - below) / (n + 1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of the held-out good pictures and the thresholds that follow from them."""
+
+    scores: tuple[float, ...]
+    """Image scores, ascending."""
+    pixel_maxima: tuple[float, ...]
+    """The largest value of each picture's anomaly map, ascending."""
+    false_alarm_rate: float
+    """The rate that both thresholds promise."""
+    image_threshold: float
+    """A picture is anomalous when its score is larger."""
+    pixel_threshold: float
+    """A pixel is drawn when its value is larger: at most `false_alarm_rate` of good pictures show any such pixel."""
+
+    @classmethod
+    def fit(cls, scores: Sequence[float], pixel_maxima: Sequence[float], false_alarm_rate: float) -> Calibration:
+        """Thresholds from the held-out good pictures.
+
+        Args:
+            scores: (n,) image scores.
+            pixel_maxima: (n,) the largest pixel of each anomaly map.
+            false_alarm_rate: in (0, 1).
+
+        Raises:
+            CalibrationError: too few pictures for the rate, or a score that is not a finite number.
+        """
+        if not np.isfinite([*scores, *pixel_maxima]).all():
+            raise CalibrationError("a calibration score is not a finite number: the network is broken, train it again")
+        return cls(
+            scores=tuple(sorted(map(float, scores))),
+            pixel_maxima=tuple(sorted(map(float, pixel_maxima))),
+            false_alarm_rate=false_alarm_rate,
+            image_threshold=conformal_threshold(scores, false_alarm_rate),
+            pixel_threshold=conformal_threshold(pixel_maxima, false_alarm_rate),
+        )
+
+    def at_rate(self, false_alarm_rate: float) -> Calibration:
+        """The same pictures at another false-alarm rate; raises CalibrationError as `fit` does."""
+        return Calibration.fit(self.scores, self.pixel_maxima, false_alarm_rate)
+
+    def p_value(self, score: float) -> float:
+        """See `p_value`."""
+        return p_value(self.scores, score)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return {
+            "false_alarm_rate": self.false_alarm_rate,
+            "image_threshold": self.image_threshold,
+            "pixel_threshold": self.pixel_threshold,
+            "scores": list(self.scores),
+            "pixel_maxima": list(self.pixel_maxima),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Calibration:
+        """The inverse of `to_json`.
+
+        Raises:
+            BundleError: if an entry is missing or of another kind.
+        """
+        try:
+            return cls(
+                scores=tuple(values["scores"]),
+                pixel_maxima=tuple(values["pixel_maxima"]),
+                false_alarm_rate=float(values["false_alarm_rate"]),
+                image_threshold=float(values["image_threshold"]),
+                pixel_threshold=float(values["pixel_threshold"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"calibration.json is damaged ({error}): run  cdo-ad calibrate  again") from error

@@ -1,0 +1,164 @@
+"""The detector: NumPy pictures in, scores, p-values, decisions, maps and regions out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cdo_ad.bundle import Bundle, read_bundle
+from cdo_ad.calibrate import Calibration
+from cdo_ad.data.images import as_rgb, read_image
+from cdo_ad.errors import ConfigError, ImageError, needs_extra
+from cdo_ad.regions import find_regions
+from cdo_ad.runtime import Runtime, TorchRuntime, load_network
+from cdo_ad.types import Float32Array, Prediction
+
+__all__ = ["BACKENDS", "Detector", "calibration_scores", "load", "read_ahead", "resize_map"]
+
+BACKENDS = ("auto", "torch")
+SMALLEST_SIDE = 8  # pixels; less is no picture of a product but a mistake
+
+
+class Detector:
+    """A calibrated model. Make one with `cdo_ad.load(run)`."""
+
+    def __init__(self, runtime: Runtime, calibration: Calibration, bundle: Bundle | None = None) -> None:
+        """Join an engine and the calibration made with it; `bundle` is kept for its provenance."""
+        self.runtime = runtime
+        self.calibration = calibration
+        self.bundle = bundle
+
+    def predict(self, image: npt.NDArray[Any], *, path: str = "", regions: bool = True) -> Prediction:
+        """Judge one picture.
+
+        Args:
+            image: (H, W), (H, W, 1), (H, W, 2), (H, W, 3) RGB or (H, W, 4) RGBA; uint8, uint16 or bool.
+            path: copied into the prediction.
+            regions: find the connected regions of the mask.
+
+        Raises:
+            ImageError: an array that is no picture, or one with a side under 8 pixels.
+        """
+        picture = checked(as_rgb(image, path or "the array"), path or "the array")
+        start = time.perf_counter()
+        maps, scores = self.runtime.infer(picture[None])
+        return self._prediction(maps[0], float(scores[0]), picture.shape[:2], path, regions, start)
+
+    def predict_file(self, path: Path | str, *, regions: bool = True) -> Prediction:
+        """Read and judge one file; raises ImageError, which names it, if it cannot be read."""
+        return self.predict(read_image(path), path=str(path), regions=regions)
+
+    def _prediction(
+        self, small: Float32Array, score: float, size: tuple[int, ...], path: str, regions: bool, start: float
+    ) -> Prediction:
+        anomaly_map = resize_map(small, (size[0], size[1]))
+        mask = anomaly_map > self.calibration.pixel_threshold
+        return Prediction(
+            score=score,
+            p_value=self.calibration.p_value(score),
+            anomalous=score > self.calibration.image_threshold,
+            threshold=self.calibration.image_threshold,
+            anomaly_map=anomaly_map,
+            mask=mask,
+            regions=find_regions(mask, anomaly_map) if regions else (),
+            seconds=time.perf_counter() - start,
+            path=path,
+        )
+
+
+def load(run: Path | str, *, backend: str = "auto", device: str = "auto") -> Detector:
+    """The detector of a run folder.
+
+    Args:
+        run: a folder written by `cdo-ad train`.
+        backend: `auto` or `torch`.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises:
+        BundleError: a folder that is no complete run.
+        ConfigError: an unknown backend or a device that is not there.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
+    bundle = read_bundle(run)
+    runtime = TorchRuntime(load_network(bundle.config, bundle.model_file), choose_device(device))
+    return Detector(runtime, bundle.calibration, bundle)
+
+
+def choose_device(device: str) -> str:
+    """Resolve `auto`; raises ConfigError for a device that this machine does not have."""
+    with needs_extra("train", "the torch runtime"):
+        import torch
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, False):
+        have = ", ".join(name for name, is_there in there.items() if is_there)
+        raise ConfigError(f"device {device!r} is not on this machine: it has {have}")
+    return device
+
+
+def resize_map(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
+    """Bring a map to a picture's size: bilinear, half-pixel centres (antialiased where it shrinks).
+
+    Args:
+        anomaly_map: (h, w) float32.
+        size: (H, W).
+    """
+    if anomaly_map.shape == size:
+        return anomaly_map
+    resized = Image.fromarray(anomaly_map).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized, dtype=np.float32)
+
+
+def checked(picture: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
+    """The picture itself; raises ImageError if a side is shorter than 8 pixels."""
+    height, width = picture.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        raise ImageError(f"{name}: {width} x {height} pixels is too small: each side needs {SMALLEST_SIDE} or more")
+    return picture
+
+
+def read_ahead(paths: Iterable[Path], threads: int = 2) -> Iterator[tuple[Path, npt.NDArray[np.uint8] | ImageError]]:
+    """Decode files in threads, a few ahead of the consumer, in order; a file that fails yields its error."""
+    queue: list[Any] = []
+    iterator = iter(paths)
+    with ThreadPoolExecutor(threads) as pool:
+        for path in iterator:
+            queue.append((path, pool.submit(_read, path)))
+            if len(queue) > 2 * threads:
+                first, future = queue.pop(0)
+                yield first, future.result()
+        for first, future in queue:
+            yield first, future.result()
+
+
+def _read(path: Path) -> npt.NDArray[np.uint8] | ImageError:
+    try:
+        return checked(read_image(path), str(path))
+    except ImageError as error:
+        return error
+
+
+def calibration_scores(runtime: Runtime, paths: Sequence[Path]) -> tuple[list[float], list[float]]:
+    """Image scores and largest map values of good pictures, one picture at a time, as new pictures come.
+
+    Raises:
+        ImageError: a picture that cannot be read.
+    """
+    scores, maxima = [], []
+    for _, picture in read_ahead(paths):
+        if isinstance(picture, ImageError):
+            raise picture
+        maps, score = runtime.infer(picture[None])
+        scores.append(float(score[0]))
+        maxima.append(float(maps.max()))
+    return scores, maxima

@@ -1,0 +1,89 @@
+"""Named settings: each recipe is a function that returns a `Config`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cdo_ad.config import Config
+from cdo_ad.errors import ConfigError
+
+__all__ = ["RECIPES", "cdo2025", "get", "lite0", "paper"]
+
+PAPER_BACKBONES = {
+    "hrnet32": "hrnet_w32",
+    "hrnet18": "hrnet_w18",
+    "hrnet48": "hrnet_w48",
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnet50": "resnet50",
+    "wide_resnet50": "wide_resnet50_2",
+    "lite0": "tf_efficientnet_lite0",
+}
+
+
+def lite0() -> Config:
+    """The default: EfficientNet-Lite0 for CPUs, eight epochs at a larger rate.
+
+    Measured on real tiles it reaches in a sixth of the time what the paper's schedule does (LOG.md).
+    """
+    return Config(recipe="lite0", epochs=8, lr=2e-3, schedule="exponential", decay=0.85)
+
+
+def paper(backbone: str = "hrnet32") -> Config:
+    """The paper's recipe: AdamW, lr 4e-4, times 0.95 each epoch, batch 16, 50 epochs, 256 x 256, seed 111.
+
+    Args:
+        backbone: hrnet18, hrnet32 (the paper's), hrnet48, resnet18, resnet34, resnet50, wide_resnet50 or lite0.
+
+    Raises:
+        ConfigError: for another backbone.
+    """
+    return Config(recipe=f"paper_{backbone}", backbone=_backbone(backbone))
+
+
+def cdo2025(backbone: str = "hrnet32") -> Config:
+    """The same authors' recipe of 2025: Adam (0.5, 0.999), batch 32, 100 epochs, times 0.1 at 80 %, top 1 % score.
+
+    Args:
+        backbone: as in `paper`.
+
+    Raises:
+        ConfigError: for another backbone.
+    """
+    batch = 32
+    return Config(
+        recipe=f"cdo2025_{backbone}",
+        backbone=_backbone(backbone),
+        optimizer="adam",
+        batch_size=batch,
+        lr=5e-4 * batch / 16,
+        weight_decay=0.05,
+        epochs=100,
+        schedule="step",
+        decay=0.1,
+        score_top=0.01,
+    )
+
+
+def _backbone(name: str) -> str:
+    if name not in PAPER_BACKBONES:
+        raise ConfigError(f"unknown backbone {name!r} for this recipe: choose from {', '.join(PAPER_BACKBONES)}")
+    return PAPER_BACKBONES[name]
+
+
+RECIPES: dict[str, Callable[[], Config]] = {"lite0": lite0}
+"""Every recipe by name: `lite0`, `paper_<backbone>` and `cdo2025_<backbone>`."""
+for _name in PAPER_BACKBONES:
+    RECIPES[f"paper_{_name}"] = lambda name=_name: paper(name)  # type: ignore[misc]
+    RECIPES[f"cdo2025_{_name}"] = lambda name=_name: cdo2025(name)  # type: ignore[misc]
+
+
+def get(name: str) -> Config:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: if there is none; the message lists all.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}: the recipes are {', '.join(RECIPES)}")
+    return RECIPES[name]()

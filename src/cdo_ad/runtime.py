@@ -1,0 +1,81 @@
+"""Engines that turn pictures into anomaly maps, behind one contract: a detector need not know which one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cdo_ad.errors import BundleError, needs_extra
+from cdo_ad.types import Float32Array
+
+if TYPE_CHECKING:
+    import torch
+
+    from cdo_ad.config import Config
+    from cdo_ad.method.network import CdoNetwork
+
+__all__ = ["Runtime", "TorchRuntime", "load_network"]
+
+
+class Runtime(Protocol):
+    """Pictures of one size in, maps at the networks' input size and image scores out."""
+
+    name: str
+
+    def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+        """Run the networks.
+
+        Args:
+            pictures: (B, H, W, 3) uint8 RGB, any H and W.
+
+        Returns:
+            maps (B, h, w) float32 >= 0 at the networks' input size, scores (B,) float32.
+        """
+        ...
+
+
+class TorchRuntime:
+    """PyTorch, on a CPU or a GPU (there in channels-last and, on CUDA, with autocast switched off: maps stay exact)."""
+
+    def __init__(self, network: CdoNetwork, device: torch.device | str = "cpu") -> None:
+        """Take a trained network; it is moved to the device and set to eval mode."""
+        with needs_extra("train", "the torch runtime"):
+            import torch
+
+        self.device = torch.device(device)
+        self.name = f"torch-{self.device.type}"
+        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+
+    def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+        """See `Runtime.infer`."""
+        import torch
+
+        from cdo_ad.method.resize import resize
+
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device)
+            # NHWC bytes seen as NCHW are channels-last already
+            images = resize(batch.permute(0, 3, 1, 2).float(), self.network.image_size)
+            maps, scores = self.network(images.contiguous(memory_format=torch.channels_last))
+            return maps.cpu().numpy(), scores.cpu().numpy()
+
+
+def load_network(config: Config, model_file: Path) -> CdoNetwork:
+    """Build the networks of a bundle and load their weights.
+
+    Raises:
+        BundleError: if the file does not hold the weights of these networks.
+    """
+    with needs_extra("train", "running a bundle with torch"):
+        from safetensors.torch import load_model
+
+        from cdo_ad.method.network import CdoNetwork
+    network = CdoNetwork(config.backbone, config.image_size, "none", config.blur_sigma, config.score_top)
+    try:
+        load_model(network, str(model_file))
+    except Exception as error:  # safetensors raises its own type for a truncated file, RuntimeError for other tensors
+        raise BundleError(f"{model_file} does not hold the networks of its config.json: {error}") from error
+    return network.eval()
