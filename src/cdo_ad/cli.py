@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from cdo_ad import cli_look
 from cdo_ad.errors import CdoError, ConfigError
 
 if TYPE_CHECKING:
@@ -310,6 +311,8 @@ def _print_json(document: dict[str, Any]) -> None:
 def _say(text: str) -> None:
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
 
+
+cli_look.join(app)
 
 if __name__ == "__main__":
     main()

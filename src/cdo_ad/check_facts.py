@@ -1,0 +1,178 @@
+"""What one decode tells of a picture and its mask: the facts that `cdo_ad.check` judges."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cdo_ad.data.images import decode_image, read_mask
+from cdo_ad.errors import DataError, ImageError, needs_extra
+from cdo_ad.types import Sample
+
+__all__ = ["HASH_BITS", "Facts", "MaskFacts", "gather"]
+
+HASH_SIDE = 16
+HASH_BITS = HASH_SIDE * HASH_SIDE
+DARK, BRIGHT = 5, 250
+_TIFF_BITS = 258
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFacts:
+    """Of a defect's mask."""
+
+    height: int
+    width: int
+    largest_region: int
+    """Pixels of the largest 8-connected region; 0 for an empty mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Of one picture that could be decoded."""
+
+    height: int
+    width: int
+    bits: int
+    """Bits of a sample in the file: 8 or 16, or what a TIFF says."""
+    colour: bool
+    """False where the three channels are equal everywhere."""
+    digest: bytes
+    """Hash of the decoded pixels and their shape: equal for equal pictures, whatever the file format."""
+    perceptual: npt.NDArray[np.bool_]
+    """(256,) perceptual hash (DCT signs against the median): nearly blind to exposure, contrast and size."""
+    mean: float
+    """Mean gray, 0..255."""
+    largest: int
+    """Largest value of any channel, 0..255."""
+    dark: float
+    """Share of pixels with gray <= 5."""
+    bright: float
+    """Share of pixels with gray >= 250."""
+    sharpness: float
+    """Energy of the Laplacian over the variance, at the training size; low in a blurred picture."""
+    mask: MaskFacts | None = None
+
+
+def gather(
+    samples: Sequence[Sample], size: tuple[int, int], advance: Callable[[], None] = lambda: None
+) -> tuple[dict[Path, Facts], dict[Path, str], dict[Path, str]]:
+    """Decode every picture and mask once, in as many threads as there are processors.
+
+    Args:
+        samples: the pictures.
+        size: (h, w) of the training pictures.
+        advance: called once for each picture that is done.
+
+    Returns:
+        Facts by picture; the error by picture that cannot be read; the error by mask that cannot be read.
+
+    Raises:
+        MissingExtraError: if `imagehash` is not installed.
+    """
+    with needs_extra("check", "finding near duplicates"):
+        import imagehash  # noqa: F401
+    facts: dict[Path, Facts] = {}
+    broken: dict[Path, str] = {}
+    broken_masks: dict[Path, str] = {}
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def look(sample: Sample) -> tuple[Sample, Facts | str, MaskFacts | str | None]:
+        return sample, _picture(sample.path, size), _mask(sample)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for sample, found, mask in pool.map(look, samples):
+            advance()
+            if isinstance(mask, str) and sample.mask_path is not None:
+                broken_masks[sample.mask_path] = mask
+                mask = None
+            if isinstance(found, str):
+                broken[sample.path] = found
+                continue
+            if isinstance(mask, MaskFacts):
+                object.__setattr__(found, "mask", mask)
+            facts[sample.path] = found
+    return facts, broken, broken_masks
+
+
+def _mask(sample: Sample) -> MaskFacts | str | None:
+    if sample.mask_path is None:
+        return None
+    try:
+        mask = read_mask(sample.mask_path)
+    except DataError as error:
+        return str(error)
+    largest = 0
+    if mask.any():
+        labels = cc3d.connected_components(mask, connectivity=8, binary_image=True)
+        largest = int(np.bincount(labels[labels > 0]).max())
+    return MaskFacts(mask.shape[0], mask.shape[1], largest)
+
+
+def _picture(path: Path, size: tuple[int, int]) -> Facts | str:
+    import imagehash
+
+    try:
+        data = path.read_bytes()
+        if not data:
+            return f"{path}: the file is empty: copy it again from its source, or take it out of the folder"
+        picture = decode_image(data, str(path))
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}): check the path and its rights"
+    height, width = picture.shape[:2]
+    digest = hashlib.blake2b(picture.tobytes() + f"{height}x{width}".encode(), digest_size=16).digest()
+    channels = [picture[..., i] for i in range(3)]
+    colour = not (np.array_equal(channels[0], channels[1]) and np.array_equal(channels[1], channels[2]))
+    gray = Image.fromarray(picture).convert("L") if colour else Image.fromarray(np.ascontiguousarray(channels[0]))
+    histogram = np.array(gray.histogram())
+    total = height * width
+    small = np.asarray(gray.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
+    # the hash works at 64 x 64: a box reduction to some 256 first is far quicker on large pictures
+    reduced = gray.reduce(max(1, min(height, width) // 256))
+    return Facts(
+        height=height,
+        width=width,
+        bits=_bits(data),
+        colour=colour,
+        digest=digest,
+        perceptual=np.asarray(imagehash.phash(reduced, hash_size=HASH_SIDE).hash, dtype=np.bool_).ravel(),
+        mean=float(histogram @ np.arange(256) / total),
+        largest=int(picture.max()),
+        dark=float(histogram[: DARK + 1].sum() / total),
+        bright=float(histogram[BRIGHT:].sum() / total),
+        sharpness=_sharpness(small),
+    )
+
+
+def _sharpness(gray: npt.NDArray[np.float32]) -> float:
+    """Mean squared Laplacian over the variance of a (h, w) picture; 0 for a flat one."""
+    laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1]
+    variance = float(gray.var())
+    return float(np.square(laplacian).mean()) / variance if variance > 1e-6 else 0.0
+
+
+def _bits(data: bytes) -> int:
+    """Bits of a sample as the file's header states them; the pixels are not decoded again."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return max(8, data[24])
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        import io
+
+        try:
+            with Image.open(io.BytesIO(data)) as header:
+                bits = getattr(header, "tag_v2", {}).get(_TIFF_BITS, (8,))
+                return max(8, int(bits[0] if isinstance(bits, tuple) else bits))
+        except Exception:  # a kind that only tifffile reads: those are 16-bit
+            return 16
+    return 8

@@ -1,0 +1,419 @@
+"""The rules of `cdo_ad.check`: from what is known of the files to findings, a function of one product's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cdo_ad.calibrate import pictures_needed
+from cdo_ad.check_duplicates import equal_groups, near_limit, near_pairs
+from cdo_ad.check_facts import HASH_BITS, Facts
+from cdo_ad.check_listing import Listing
+from cdo_ad.config import Config
+from cdo_ad.data.split import hold_out
+from cdo_ad.errors import DataError
+from cdo_ad.types import GOOD, Sample
+
+__all__ = ["LEVELS", "CheckReport", "Finding", "Level", "Rules"]
+
+Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+PARTS = ("fit", "calibration", "test_good", "test_defect")
+MULTIPLE = 32
+"""Input sizes are proposed as multiples of this: the deepest hierarchy's stride times two."""
+OUTLIER = 5.0
+"""A value this many robust standard deviations (1.4826 median deviations) from the median is unusual."""
+LEAST_FACTOR = 1.5
+"""... if it is also this many times larger or smaller than the median."""
+LOW_BITS = 64
+"""A 16-bit file whose upper bytes are all below this uses at most 14 bits, the lower ones."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or worth knowing."""
+
+    kind: str
+    """A short fixed name, for programs."""
+    level: Level
+    text: str
+    """What, why it matters, what to do; one sentence or two."""
+    files: tuple[str, ...] = ()
+    """The files concerned, relative to the data set; for pairs `a = b`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return {
+            "kind": self.kind,
+            "level": self.level,
+            "text": self.text,
+            "count": len(self.files),
+            "files": list(self.files),
+        }
+
+
+@dataclass
+class CheckReport:
+    """All findings, the worst first."""
+
+    findings: list[Finding] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    """Pictures by `fit`, `calibration`, `test_good`, `test_defect`."""
+    near: list[tuple[str, str, int]] = field(default_factory=list)
+    """Near duplicates: two files and the bits in which their hashes differ."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """By category, the bits up to which pictures counted as near."""
+
+    @property
+    def ok(self) -> bool:
+        """True when there is no error."""
+        return not any(finding.level == "error" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary."""
+        return {
+            "ok": self.ok,
+            "n": self.counts,
+            "findings": [finding.to_json() for finding in self.findings],
+            "near_duplicates": {
+                "bits": HASH_BITS,
+                "limits": self.limits,
+                "pairs": [{"a": a, "b": b, "distance": distance} for a, b, distance in self.near],
+            },
+        }
+
+
+class Rules:
+    """The findings of one product, added to a report."""
+
+    def __init__(self, root: Path, config: Config, report: CheckReport, category: str) -> None:
+        """Begin; `category` is put before every sentence where it is not empty."""
+        self.root, self.config, self.report = root, config, report
+        self.prefix = f"{category}: " if category else ""
+        self.category = category
+        self.split_of: dict[Path, str] = {}
+        self.type_of: dict[Path, str] = {}
+
+    def add(self, kind: str, level: Level, text: str, files: Iterable[str | Path] = ()) -> None:
+        """Note a finding."""
+        names = tuple(name if isinstance(name, str) else self.name(name) for name in files)
+        self.report.findings.append(Finding(kind, level, self.prefix + text, names))
+
+    def name(self, path: Path) -> str:
+        """The path relative to the data set."""
+        try:
+            return path.relative_to(self.root).as_posix()
+        except ValueError:
+            return path.as_posix()
+
+    def judge(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
+        """Every rule on the pictures that can be read."""
+        self._split(samples)
+        self._masks(samples, facts)
+        self._equal(samples, facts)
+        self._near(samples, facts)
+        self._kinds(samples, facts)
+        self._light(samples, facts)
+
+    def unreadable(self, pictures: dict[Path, str], masks: dict[Path, str]) -> None:
+        """Files that cannot be decoded, with the decoder's own words."""
+        if pictures:
+            first = next(iter(pictures.values()))
+            self.add("unreadable", "error", f"{_pictures(len(pictures))} cannot be read; the first: {first}", pictures)
+        if masks:
+            first = next(iter(masks.values()))
+            self.add("unreadable-mask", "error", f"{len(masks)} mask(s) cannot be read; the first: {first}", masks)
+
+    def partners(self, listing: Listing) -> None:
+        """What a data set that its reader refuses lacks."""
+        if files := listing.orphan_masks:
+            self.add(
+                "orphan-mask", "error", f"{len(files)} mask(s) without a picture: add it or remove the mask", files
+            )
+        if files := listing.orphan_pictures:
+            self.add(
+                "orphan-picture",
+                "error",
+                f"{_pictures(len(files))} of a defect without a mask where others of "
+                "its type have one: add it, or remove all masks of that type",
+                files,
+            )
+        if files := listing.unlabelled:
+            self.add(
+                "unlabelled",
+                "error",
+                f"{_pictures(len(files))} outside the folders of the types: move each to the folder of its type",
+                files,
+            )
+        if files := listing.trained_defects:
+            self.add(
+                "defect-in-training",
+                "error",
+                f"{_pictures(len(files))} in a training folder that is not good: "
+                "only good pictures are trained on; move them to the test folder",
+                files,
+            )
+
+    def _split(self, samples: Sequence[Sample]) -> None:
+        """Fit, calibration and test as a training would have them, and whether there are enough good pictures."""
+        config = self.config
+        good = [sample for sample in samples if sample.split != "test"]
+        try:
+            fit, held_out = hold_out(good, config.calibration_share, config.calibration_minimum, config.seed)
+        except DataError as error:
+            self.add("too-few-good", "error", str(error))
+            fit, held_out = good, []
+        for split, part in (("fit", fit), ("calibration", held_out)):
+            self.split_of.update({sample.path: split for sample in part})
+            self.report.counts[split] += len(part)
+        self.type_of = {sample.path: sample.defect_type for sample in samples}
+        test = [sample for sample in samples if sample.split == "test"]
+        self.split_of.update({sample.path: "test" for sample in test})
+        self.report.counts["test_good"] += sum(not sample.anomalous for sample in test)
+        self.report.counts["test_defect"] += sum(sample.anomalous for sample in test)
+        needed = pictures_needed(config.false_alarm_rate)
+        if held_out and len(held_out) < needed:
+            self.add(
+                "too-few-good",
+                "error",
+                f"a false-alarm rate of {config.false_alarm_rate:g} needs {needed} good "
+                f"calibration pictures, {len(held_out)} would be held out of {len(good)}: add good pictures, or "
+                f"ask for a rate of {1 / (len(held_out) + 1):.3f} or more",
+            )
+        elif good and len(fit) < 50:
+            self.add(
+                "few-good", "note", f"{len(fit)} good pictures would be trained on: 50 or more make a useful model"
+            )
+
+    def _masks(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
+        wrong, empty, tiny, need = [], [], [], 0.0
+        for sample in samples:
+            fact = facts[sample.path]
+            if fact.mask is None:
+                continue
+            if (fact.mask.height, fact.mask.width) != (fact.height, fact.width):
+                wrong.append(sample.path)
+            elif not fact.mask.largest_region:
+                empty.append(sample.path)
+            else:
+                scale = fact.height / self.config.image_height * fact.width / self.config.image_width
+                share = fact.mask.largest_region / scale  # pixels of the training picture that the defect covers
+                if share < 1:
+                    tiny.append(sample.path)
+                    need = max(need, share**-0.5)
+        if wrong:
+            self.add(
+                "mask-size",
+                "error",
+                f"{_pictures(len(wrong))} whose mask has another size: export masks at the picture's own size",
+                wrong,
+            )
+        if empty:
+            self.add(
+                "mask-empty",
+                "warning",
+                f"{_pictures(len(empty))} of a defect whose mask is empty: pixel figures "
+                "would count the defect as good; draw the mask, or move good pictures to good/",
+                empty,
+            )
+        if tiny:
+            height, width = (int(-(-side * need // MULTIPLE) * MULTIPLE) for side in self.config.image_size)
+            self.add(
+                "tiny-defect",
+                "warning",
+                f"{_pictures(len(tiny))} whose defect is smaller than a pixel at "
+                f"{self.config.image_height} x {self.config.image_width} and may not be seen: "
+                f"--set image_height={height} --set image_width={width} keeps them all",
+                tiny,
+            )
+
+    def _equal(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
+        paths = [sample.path for sample in samples]
+        conflict, across, within = [], [], []
+        for group in equal_groups([facts[path].digest for path in paths]):
+            for i, j in pairwise(group):
+                a, b = paths[i], paths[j]
+                line = f"{self.name(a)} = {self.name(b)}"
+                if (self.type_of[a] == GOOD) != (self.type_of[b] == GOOD):
+                    conflict.append(line)
+                elif self.split_of[a] != self.split_of[b]:
+                    across.append(line)
+                else:
+                    within.append(line)
+        if conflict:
+            self.add(
+                "label-conflict",
+                "error",
+                f"{len(conflict)} pair(s) of equal pictures, one labelled good and one a defect: remove the wrong one",
+                conflict,
+            )
+        if across:
+            self.add(
+                "equal-across",
+                "error",
+                f"{len(across)} pair(s) of equal pictures in different parts of fit, "
+                "calibration and test: figures and thresholds would be too good; remove one of each",
+                across,
+            )
+        if within:
+            self.add("equal-within", "warning", f"{len(within)} pair(s) of equal pictures: remove one of each", within)
+
+    def _near(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
+        paths = [sample.path for sample in samples]
+        if len(paths) < 2:
+            return
+        hashes = np.stack([facts[path].perceptual for path in paths])
+        limit = near_limit(hashes)
+        self.report.limits[self.category] = limit
+        if limit < 0 and len(paths) >= 20:
+            self.add(
+                "near-unknown", "note", "the pictures are so alike that near duplicates cannot be told from others"
+            )
+        pairs = [
+            (paths[i], paths[j], distance)
+            for i, j, distance in near_pairs(hashes, limit)
+            if facts[paths[i]].digest != facts[paths[j]].digest
+        ]
+        self.report.near += [(self.name(a), self.name(b), distance) for a, b, distance in pairs]
+        for first, second, consequence in (
+            ("fit", "test", "figures of the test flatter the model"),
+            ("calibration", "test", "the false alarms measured flatter the threshold"),
+            ("fit", "calibration", "the threshold may be too low for new parts: more false alarms than promised"),
+        ):
+            found = [(a, b) for a, b, _ in pairs if {self.split_of[a], self.split_of[b]} == {first, second}]
+            if found:
+                ordered = [(a, b) if self.split_of[a] == first else (b, a) for a, b in found]
+                seen = len({b for _, b in ordered})
+                of = sum(self.split_of[path] == second for path in paths)
+                self.add(
+                    f"near-{first}-{second}",
+                    "warning",
+                    f"{seen} of {of} {second} pictures show nearly what a {first} "
+                    f"picture shows ({len(found)} pairs, such as the same part under another exposure): "
+                    f"{consequence}; keep all pictures of a part on one side",
+                    (f"{self.name(a)} = {self.name(b)}" for a, b in ordered),
+                )
+        inside = [(a, b) for a, b, _ in pairs if self.split_of[a] == self.split_of[b]]
+        if inside:
+            self.add(
+                "near-within",
+                "note",
+                f"{len(inside)} pairs inside fit, calibration or test show nearly the same: "
+                "there are fewer different parts than pictures",
+                (f"{self.name(a)} = {self.name(b)}" for a, b in inside),
+            )
+
+    def _kinds(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
+        """Sizes, shapes, depths and colours that are mixed."""
+        if not samples:
+            return
+        fit = [s.path for s in samples if s.split != "test"] or [s.path for s in samples]
+        sizes = {(facts[s.path].height, facts[s.path].width) for s in samples}
+        if len(sizes) > 1:
+            low, high = min(sizes, key=np.prod), max(sizes, key=np.prod)
+            self.add(
+                "mixed-sizes",
+                "note",
+                f"pictures of {len(sizes)} sizes, {low[1]} x {low[0]} to {high[1]} x {high[0]} "
+                "(width x height): all are brought to one size, so their scale differs",
+            )
+        shape = float(np.median([np.log(facts[path].width / facts[path].height) for path in fit]))
+        stretched = [
+            s.path for s in samples if abs(np.log(facts[s.path].width / facts[s.path].height) - shape) > np.log(1.25)
+        ]
+        if stretched:
+            self.add(
+                "mixed-shapes",
+                "warning",
+                f"{len(stretched)} of {len(samples)} pictures are more than 1.25 times wider or narrower in shape than "
+                "the middle one of those to train on: resizing stretches them differently; crop all alike",
+                stretched,
+            )
+        for kind, word, value in (
+            ("mixed-depths", "bits a sample", lambda fact: fact.bits),
+            ("mixed-colours", "colour or gray", lambda fact: "colour" if fact.colour else "gray"),
+        ):
+            values = [value(facts[s.path]) for s in samples]
+            usual = max(set(values), key=lambda v: (values.count(v), str(v)))
+            odd = [s.path for s, v in zip(samples, values, strict=True) if v != usual]
+            if odd:
+                self.add(
+                    kind,
+                    "warning",
+                    f"{_pictures(len(odd))} of another kind ({word}) than the usual {usual}: "
+                    "a model may learn the kind instead of the defect; take all alike",
+                    odd,
+                )
+
+    def _light(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
+        paths = [sample.path for sample in samples]
+        low = {
+            path: 8 + int(np.ceil(np.log2(facts[path].largest + 1)))
+            for path in paths
+            if facts[path].bits > 8 and facts[path].largest < LOW_BITS
+        }
+        if low:
+            bits = max(low.values())
+            self.add(
+                "low-bits",
+                "error",
+                f"{_pictures(len(low))} of 16 bits use the lower {bits} only and decode nearly "
+                f"black: shift them up by {16 - bits} bits (multiply by {2 ** (16 - bits)})",
+                low,
+            )
+        rest = [p for p in paths if p not in low]
+        light = _deviations({p: facts[p].mean for p in rest})
+        sharp = _deviations({p: facts[p].sharpness for p in rest})
+        dark = [p for p in rest if facts[p].dark > 0.95 or light[p] < -OUTLIER]
+        bright = [p for p in rest if facts[p].bright > 0.95 or light[p] > OUTLIER]
+        blurred = [p for p in rest if sharp[p] < -OUTLIER]
+        for kind, files, text in (
+            ("under-exposed", dark, "far darker than the others or nearly black"),
+            ("over-exposed", bright, "far brighter than the others or nearly white"),
+            ("blurred", blurred, "far less sharp than the others"),
+        ):
+            if files:
+                good = [p for p in files if self.type_of[p] == GOOD]
+                self.add(
+                    kind,
+                    "warning" if good else "note",
+                    f"{_pictures(len(files))} {text}: look at them, and take out those that production would not give",
+                    files,
+                )
+
+    def mislabelled(self, scores: dict[Path, float]) -> None:
+        """Good pictures whose image score lies far above that of the others."""
+        if len(scores) < 10:
+            return
+        values = np.array(list(scores.values()))
+        median = float(np.median(values))
+        spread = 1.4826 * float(np.median(np.abs(values - median))) or 1e-12
+        odd = sorted((p for p in scores if scores[p] > median + OUTLIER * spread), key=lambda p: -scores[p])
+        if odd:
+            self.add(
+                "mislabelled",
+                "warning",
+                f"{_pictures(len(odd))} labelled good score far above the other good ones: "
+                "look whether they show a defect",
+                odd,
+            )
+
+
+def _deviations(values: dict[Path, float]) -> dict[Path, float]:
+    """Of each positive value, the robust standard deviations of its logarithm from the median; 0 near it."""
+    if not values:
+        return {}
+    logs = np.log(np.maximum(list(values.values()), 1e-9))
+    away = logs - np.median(logs)
+    spread = max(1.4826 * float(np.median(np.abs(away))), 1e-3)
+    scaled = np.where(np.abs(away) > np.log(LEAST_FACTOR), away / spread, 0.0)
+    return dict(zip(values, scaled.tolist(), strict=True))
+
+
+def _pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count} pictures"
