@@ -26,10 +26,10 @@ def draw(folder: Path, count: int, side: int) -> None:
         (folder / part / "good").mkdir(parents=True, exist_ok=True)
 
     def one(i: int) -> None:
-        rng = np.random.default_rng(i - 1 if i % 100 == 0 else i)
+        rng = np.random.default_rng(i - 1 if i % 100 == 10 else i)
         coarse = Image.fromarray(rng.integers(60, 160, (12, 12, 3), dtype=np.uint8)).resize((side, side))
         picture = np.asarray(coarse).astype(np.float32) + rng.normal(0, 4, (side, side, 1))
-        picture = picture * (1.2 if i % 100 == 0 else 1.0)
+        picture = picture * (1.2 if i % 100 == 10 else 1.0)
         part = "train" if i % 10 else "test"
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / part / "good" / f"{i:05d}.jpg")
 
