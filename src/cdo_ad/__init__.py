@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from cdo_ad.data import read_dataset, read_image
     from cdo_ad.detector import Detector, load
     from cdo_ad.errors import CdoError
-    from cdo_ad.evaluate import Evaluation, evaluate
+    from cdo_ad.evaluation import Evaluation, evaluate
     from cdo_ad.predict import predict_files
-    from cdo_ad.train import train
+    from cdo_ad.training import train
     from cdo_ad.types import Prediction, Region, Sample
 
 __version__ = "0.1.0"
@@ -29,18 +29,18 @@ _HOMES = {
     "CdoError": "cdo_ad.errors",
     "Config": "cdo_ad.config",
     "Detector": "cdo_ad.detector",
-    "Evaluation": "cdo_ad.evaluate",
+    "Evaluation": "cdo_ad.evaluation",
     "Prediction": "cdo_ad.types",
     "Region": "cdo_ad.types",
     "Sample": "cdo_ad.types",
-    "evaluate": "cdo_ad.evaluate",
+    "evaluate": "cdo_ad.evaluation",
     "load": "cdo_ad.detector",
     "predict_files": "cdo_ad.predict",
     "read_bundle": "cdo_ad.bundle",
     "read_dataset": "cdo_ad.data",
     "read_image": "cdo_ad.data",
     "recipes": "cdo_ad.recipes",
-    "train": "cdo_ad.train",
+    "train": "cdo_ad.training",
 }
 
 __all__ = [
@@ -68,8 +68,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'cdo_ad' has no attribute {name!r}")
     module = import_module(_HOMES[name])
-    value = module if _HOMES[name] == f"cdo_ad.{name}" and name == "recipes" else getattr(module, name)
-    globals()[name] = value  # a function `train` must win over the submodule of that name, which importing it binds
+    value = module if _HOMES[name] == f"cdo_ad.{name}" else getattr(module, name)
+    globals()[name] = value
     return value
 
 

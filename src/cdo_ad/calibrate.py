@@ -17,7 +17,10 @@ import numpy as np
 from cdo_ad.errors import BundleError, CalibrationError
 from cdo_ad.types import Float32Array
 
-__all__ = ["Calibration", "conformal_threshold", "p_value", "pictures_needed"]
+__all__ = ["ENGINE_TOLERANCE", "Calibration", "conformal_threshold", "p_value", "pictures_needed"]
+
+ENGINE_TOLERANCE = 1e-4
+"""Scores that differ by less, relatively, are the same score computed by two engines: an export is held to this."""
 
 
 def pictures_needed(false_alarm_rate: float) -> int:
@@ -110,6 +113,21 @@ class Calibration:
     def p_value(self, score: float) -> float:
         """See `p_value`."""
         return p_value(self.scores, score)
+
+    def settle(self, score: float) -> float:
+        """The nearest calibration score if it lies within `ENGINE_TOLERANCE`, else the score itself.
+
+        Engines and devices round differently in the last digits. A threshold is itself a calibration score, so without
+        this the picture that gave it would be judged by those digits. It moves decisions towards good only: the
+        promised rate holds.
+        """
+        at = int(np.searchsorted(np.asarray(self.scores, dtype=np.float64), score))
+        near = min(self.scores[max(at - 1, 0) : at + 1], key=lambda s: abs(s - score), default=score)
+        return near if abs(near - score) <= ENGINE_TOLERANCE * abs(near) else score
+
+    def decide(self, score: float) -> bool:
+        """True when a picture of this score is anomalous, whichever engine computed it."""
+        return self.settle(score) > self.image_threshold
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""

@@ -19,7 +19,7 @@ from cdo_ad.errors import CdoError, ConfigError
 
 if TYPE_CHECKING:
     from cdo_ad.detector import Detector
-    from cdo_ad.evaluate import Evaluation
+    from cdo_ad.evaluation import Evaluation
 
 __all__ = ["app", "main"]
 
@@ -94,9 +94,9 @@ def train(
         config = config.replace(seed=seed)
     if false_alarm_rate is not None:
         config = config.replace(false_alarm_rate=false_alarm_rate)
-    import cdo_ad.train as training
+    from cdo_ad.training import train as make_run
 
-    bundle = training.train(
+    bundle = make_run(
         data, out, config, layout=layout, category=category, device=device, devices=devices, resume=resume,
         workers=workers,
     )  # fmt: skip
@@ -173,12 +173,12 @@ def evaluate(
     """Measure a run on labelled test pictures."""
     from cdo_ad import bundle as bundles
     from cdo_ad.data import read_dataset
-    from cdo_ad.evaluate import evaluate as measure
-    from cdo_ad.evaluate import pictures_csv
+    from cdo_ad.evaluation import evaluate as measure
+    from cdo_ad.evaluation import pictures_csv
 
     size = _size(at_size)
-    samples = read_dataset(data, layout, category)
     detector = _load(run, device, false_alarm_rate)
+    samples = read_dataset(data, layout, category)
     result = measure(detector, samples, at_size=size)
     document = result.to_json()
     bundles.write_json(run / bundles.METRICS, document)
@@ -247,6 +247,56 @@ def demo(
         _print(f"examples: {outcome.sheet}\noverlays: {outcome.overlays}\nrun:      {outcome.run}")
 
 
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option(help="openvino or onnx.")] = "openvino",
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of good pictures to compare on; default: those held out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one model file that needs no torch, and prove that it gives the same answers."""
+    from cdo_ad.export import export as write
+
+    file, agreement = write(run, to, pictures=pictures)
+    if as_json:
+        _print_json({"file": str(file), **agreement.to_json()})
+        return
+    _print(
+        f"{file}: same decision on all of {agreement.pictures} pictures; scores differ by at most "
+        f"{agreement.score_difference:.1e}, maps by {agreement.map_difference:.1e} (relative)"
+    )
+
+
+@app.command()
+def benchmark(
+    run: Run,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds at batch 1.")] = 30,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures a batch, for the throughput.")] = 8,
+    picture_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the pictures.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure every engine this run can use, against the plain PyTorch form."""
+    from cdo_ad.benchmark import benchmark as measure
+
+    result = measure(run, rounds=rounds, batch=batch, picture_size=_size(picture_size, "--picture-size"))
+    if as_json:
+        _print_json(result)
+        return
+    _print(
+        f"{'runtime':16}{'precision':>10}{'form':>18}{'batch':>6}{'median ms':>11}{'p99 ms':>9}{'images/s':>10}{'x plain':>9}"
+    )
+    for row in result["rows"]:
+        _print(
+            f"{row['runtime']:16}{row['precision']:>10}{row['form']:>18}{row['batch']:6d}{row['latency_ms_median']:11.1f}"
+            f"{row['latency_ms_p99']:9.1f}{row['images_per_second']:10.1f}{row['ratio_to_plain']:9.2f}"
+        )
+    for name, value in result["stages"].items():
+        _print(f"{name:20}{value:9.2f}")
+    _print(f"{result['machine']['processor']}, {result['machine']['cores']} cores")
+
+
 def _load(run: Path, device: str, false_alarm_rate: float | None) -> Detector:
     from cdo_ad.detector import Detector, load
 
@@ -256,12 +306,12 @@ def _load(run: Path, device: str, false_alarm_rate: float | None) -> Detector:
     return Detector(detector.runtime, detector.calibration.at_rate(false_alarm_rate), detector.bundle)
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def _size(text: str | None, option: str = "--at-size") -> tuple[int, int] | None:
     if text is None:
         return None
     height, cross, width = text.lower().partition("x")
     if not (cross and height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
-        raise ConfigError(f"--at-size {text}: write it as HEIGHTxWIDTH, e.g. 256x256")
+        raise ConfigError(f"{option} {text}: write it as HEIGHTxWIDTH, e.g. 256x256")
     return int(height), int(width)
 
 
@@ -284,6 +334,7 @@ def _evaluation_table(result: Evaluation) -> None:
         image, pixel, found = row["image"], row["pixel"], row["decision"]["detection_rate"]
         _print(
             f"{name:{width}} {row['n']['anomalous']:4d}         "
+            f""
             f"{_f(image['auroc'])}  {_f(image['ap'])}  {_f(image['f1max'])}"
             f"          {_f(pixel['auroc'])}  {_f(pixel['ap'])}  {_f(pixel['f1max'])}  {_f(pixel['aupro_0.3'])}  "
             f"{_f(pixel['aupro_0.05'])}   {_f(found['value'])} ({_f(found['low'])}-{_f(found['high'])})"

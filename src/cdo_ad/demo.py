@@ -16,9 +16,9 @@ from cdo_ad.data.layout import read_dataset
 from cdo_ad.data.products import PRODUCTS, make_dataset
 from cdo_ad.detector import Detector, load
 from cdo_ad.draw import side_by_side
-from cdo_ad.evaluate import Evaluation, evaluate
+from cdo_ad.evaluation import Evaluation, evaluate
 from cdo_ad.predict import predict_files
-from cdo_ad.train import train
+from cdo_ad.training import train
 from cdo_ad.types import Sample
 
 __all__ = ["Outcome", "run_demo"]
@@ -43,7 +43,7 @@ def run_demo(out: Path, *, quick: bool = False, device: str = "auto", seed: int 
     Args:
         out: folder for `data/`, `runs/`, `overlays/` and the example sheets.
         quick: a smoke test of seconds: few pictures, one epoch.
-        device: see `cdo_ad.train.train`.
+        device: see `cdo_ad.training.train`.
         seed: of the drawing and the training.
     """
     for product in PRODUCTS:

@@ -66,7 +66,8 @@ def image_metrics(labels: npt.ArrayLike, scores: npt.ArrayLike) -> dict[str, flo
     bad = np.bincount(which[truth], minlength=distinct.size)[::-1]
     fp1 = np.cumsum(total - bad)
     here = np.flatnonzero(bad)
-    steps = Steps.after(fp1[here] - (total - bad)[here], fp1[here], bad[here], bad[here].astype(np.float64))
+    fp0 = fp1[here] - (total - bad)[here]
+    steps = Steps.after(fp0, fp1[here], fp0, bad[here], bad[here].astype(np.float64))  # no PRO curve: nothing joined
     return _summary([steps], good=int((~truth).sum()), anomalous=int(truth.sum()))[0]
 
 
@@ -236,6 +237,9 @@ class PixelMetrics:
     def aupro(self, limit: float) -> float:
         """Integrate the PRO curve up to the false-positive rate `limit` and divide by it.
 
+        The curve has one point for each false-positive rate that some threshold reaches: the highest overlap there.
+        Points are joined by straight lines, as in the reference numbers of the original evaluation.
+
         Args:
             limit: in (0, 1].
 
@@ -265,7 +269,7 @@ class PixelMetrics:
         """
         good, regions = self._tally.good, self._regions
         corners = (
-            (_woven(s.fp0, s.fp1) / good, np.minimum(_woven(s.overlap0, s.overlap1) / regions, 1.0))
+            _highest(_woven(s.fp0, s.fp1) / good, np.minimum(_woven(s.overlap0, s.overlap1) / regions, 1.0))
             for s in self._steps()
         )
         return _thinned(corners, _limit(limit), n)
@@ -291,7 +295,6 @@ def _summary(
     if not good or not anomalous:
         return dict.fromkeys(keys, NAN), dict.fromkeys(keys, NAN)
     value, slack, best_f1 = dict.fromkeys(keys, 0.0), dict.fromkeys(keys, 0.0), 0.0
-    widest = 0.0  # where the last step that holds a good pixel began
     for s in blocks:
         x0, x1, rise = s.fp0 / good, s.fp1 / good, (s.tp1 - s.tp0) / anomalous
         value["auroc"] += _area(rise, x0, x1, 1.0)
@@ -301,10 +304,9 @@ def _summary(
         value["f1max"] = max(value["f1max"], float((2 * s.tp1 / (s.tp1 + s.fp1 + anomalous)).max()))
         best_f1 = max(best_f1, float((2 * s.tp1 / (s.tp1 + s.fp0 + anomalous)).max()))
         rise = (s.overlap1 - s.overlap0) / max(regions, 1)
-        # the reference joins the points of the PRO curve that share a false-positive rate: what rises without a good
+        # points of the PRO curve that share a false-positive rate are one, the highest: what rises without a good
         # pixel belongs to the segment before it
-        x0 = np.maximum.accumulate(np.where(x1 > x0, x0, widest)) if len(x0) else x0
-        widest = float(x0[-1]) if len(x0) else widest
+        x0 = np.where(s.fp1 > s.fp0, s.fp0, s.joined) / good
         for limit, name in names.items():
             value[name] += _area(rise, x0, x1, limit) / limit
             slack[name] += float(rise @ (np.minimum(x1, limit) - np.minimum(x0, limit))) / limit
@@ -327,6 +329,12 @@ def _limit(limit: float) -> float:
     if not 0.0 < limit <= 1.0:
         raise ConfigError(f"the limit of the false-positive rate must lie in (0, 1], got {limit}: 0.3 is usual")
     return limit
+
+
+def _highest(x: Float64Array, y: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """The last, highest, point of each run of equal x."""
+    last = np.append(np.diff(x) != 0, True) if len(x) else np.zeros(0, dtype=bool)
+    return x[last], y[last]
 
 
 def _woven(before: npt.NDArray[Any], after: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -39,6 +39,9 @@ class Steps:
     """Good pixels above the score."""
     fp1: IntArray
     """Good pixels at or above it."""
+    joined: IntArray
+    """Where the last good pixels before came from: `fp0` less the good pixels that share the next larger score that
+    any good pixel has; 0 where there is none."""
     tp0: IntArray
     """Anomalous pixels above the score."""
     tp1: IntArray
@@ -50,12 +53,19 @@ class Steps:
 
     @classmethod
     def after(
-        cls, fp0: IntArray, fp1: IntArray, anomalous: IntArray, weight: Float64Array, tp: int = 0, overlap: float = 0.0
+        cls,
+        fp0: IntArray,
+        fp1: IntArray,
+        joined: IntArray,
+        anomalous: IntArray,
+        weight: Float64Array,
+        tp: int = 0,
+        overlap: float = 0.0,
     ) -> Steps:
         """Make the steps that follow `tp` anomalous pixels of summed weight `overlap`, given what each step adds."""
         tp1 = tp + np.cumsum(anomalous)
         overlap1 = np.cumsum(np.concatenate(([overlap], weight)))
-        return cls(fp0, fp1, tp1 - anomalous, tp1, overlap1[:-1], overlap1[1:])
+        return cls(fp0, fp1, joined, tp1 - anomalous, tp1, overlap1[:-1], overlap1[1:])
 
 
 def sort_keys(scores: npt.NDArray[np.float32]) -> KeyArray:
@@ -208,23 +218,28 @@ class ScoreTally:
             return
         if self._good_buffer or self._bad_buffer:
             self._flush()
-        fp, tp, overlap = 0, 0, 0.0
+        fp, joined, tp, overlap = 0, 0, 0, 0.0
         for number in sorted(self._good_pages.keys() | self._bad_pages.keys(), reverse=True):
             good = self._good_pages.get(number)
-            if number not in self._bad_pages:
-                fp += int(good.sum(dtype=np.int64)) if good is not None else 0
-                continue
-            bad = self._bad_pages[number][::-1].astype(np.int64)
-            here = np.flatnonzero(bad)
             at = np.zeros(PAGE, np.int64) if good is None else good[::-1].astype(np.int64)
             fp1 = fp + np.cumsum(at)
-            weight = self._weight_pages[number][::-1][here]
-            block = Steps.after(fp1[here] - at[here], fp1[here], bad[here], weight, tp, overlap)
-            fp, tp, overlap = int(fp1[-1]), int(block.tp1[-1]), float(block.overlap1[-1])
-            yield block
+            # for each key, where the last good pixels at or above it came from
+            came = np.maximum.accumulate(np.where(at > 0, fp1 - at, joined))
+            if number in self._bad_pages:
+                bad = self._bad_pages[number][::-1].astype(np.int64)
+                here = np.flatnonzero(bad)
+                before = np.concatenate(([joined], came[:-1]))[here]
+                weight = self._weight_pages[number][::-1][here]
+                block = Steps.after(fp1[here] - at[here], fp1[here], before, bad[here], weight, tp, overlap)
+                tp, overlap = int(block.tp1[-1]), float(block.overlap1[-1])
+                yield block
+            fp, joined = int(fp1[-1]), int(came[-1])
 
     def _buffered_steps(self) -> Steps:
         good, bad, counts, weights = self._sorted_buffers()
         fp0 = good.size - np.searchsorted(good, bad[::-1], "right")
         fp1 = good.size - np.searchsorted(good, bad[::-1], "left")
-        return Steps.after(fp0, fp1, counts[::-1], weights[::-1])
+        next_larger = good[np.minimum(good.size - fp0, good.size - 1)] if good.size else good
+        came = good.size - np.searchsorted(good, next_larger, "right")
+        joined = np.where(fp0 > 0, came, 0) if good.size else np.zeros_like(fp0)
+        return Steps.after(fp0, fp1, joined, counts[::-1], weights[::-1])

@@ -17,7 +17,7 @@ from cdo_ad.calibrate import Calibration, conformal_threshold, pictures_needed
 from cdo_ad.data.layout import read_dataset
 from cdo_ad.detector import Detector, load
 from cdo_ad.errors import BundleError, needs_extra
-from cdo_ad.evaluate import Evaluation, Scored, evaluate
+from cdo_ad.evaluation import Evaluation, Scored, evaluate
 from cdo_ad.metrics import decision_metrics
 from cdo_ad.plain import sentence
 from cdo_ad.report.collect import Recorder, score_good, synthetic_power
@@ -44,7 +44,7 @@ def write_report(
 ) -> Path:
     """Judge a data set with a run's detector and write the page.
 
-    With test pictures the figures are those of `cdo_ad.evaluate`. Without, the page shows the good pictures' scores,
+    With test pictures the figures are those of `cdo_ad.evaluation`. Without, the page shows the good pictures' scores,
     the most unusual ones, and what the detector does with synthetic anomalies.
 
     Args:

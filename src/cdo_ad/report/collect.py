@@ -17,7 +17,7 @@ from cdo_ad.data.images import read_image, read_mask
 from cdo_ad.detector import Detector, read_ahead, resize_map
 from cdo_ad.draw import overlay
 from cdo_ad.errors import DataError
-from cdo_ad.evaluate import Scored
+from cdo_ad.evaluation import Scored
 from cdo_ad.metrics import Rate, rate_interval
 from cdo_ad.progress import progress_bar
 from cdo_ad.report.distributions import Distributions

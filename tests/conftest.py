@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdo_ad.config import Config
+from cdo_ad.training import train
+from fakes import make_mvtec
+
+TINY = Config(
+    recipe="tiny",
+    backbone="resnet18",
+    weights="none",
+    image_height=64,
+    image_width=64,
+    epochs=2,
+    batch_size=8,
+    seed=3,
+    calibration_minimum=9,
+    false_alarm_rate=0.1,
+)
+"""Settings that train in a second: what a run looks like, not how well it detects."""
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_mvtec(tmp_path_factory.mktemp("data"), train=24, good=3, defective=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A run folder; tests must not write into it."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    train(tiny_data, out, TINY, device="cpu")
+    return out
