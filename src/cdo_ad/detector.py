@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from PIL import Image
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibrate import Calibration
 from cdo_ad.data.images import as_rgb, read_image
-from cdo_ad.errors import ConfigError, ImageError, needs_extra
+from cdo_ad.errors import BundleError, ConfigError, ImageError, needs_extra
 from cdo_ad.regions import find_regions
 from cdo_ad.runtime import Runtime, TorchRuntime, load_network
 from cdo_ad.types import Float32Array, Prediction
 
 __all__ = ["BACKENDS", "Detector", "calibration_scores", "load", "read_ahead", "resize_map"]
 
-BACKENDS = ("auto", "torch")
+BACKENDS = ("auto", "torch", "openvino", "onnx")
 SMALLEST_SIDE = 8  # pixels; less is no picture of a product but a mistake
 
 
@@ -58,6 +59,7 @@ class Detector:
     def _prediction(
         self, small: Float32Array, score: float, size: tuple[int, ...], path: str, regions: bool, start: float
     ) -> Prediction:
+        score = self.calibration.settle(score)
         anomaly_map = resize_map(small, (size[0], size[1]))
         mask = anomaly_map > self.calibration.pixel_threshold
         return Prediction(
@@ -73,23 +75,58 @@ class Detector:
         )
 
 
-def load(run: Path | str, *, backend: str = "auto", device: str = "auto") -> Detector:
-    """The detector of a run folder.
+def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: str = "latency") -> Detector:
+    """The detector of a run folder or of an exported model.
 
     Args:
-        run: a folder written by `cdo-ad train`.
-        backend: `auto` or `torch`.
-        device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
+        run: a folder written by `cdo-ad train`, or an exported `.xml` or `.onnx` file, which needs nothing else: no
+            run folder, no torch.
+        backend: `torch`; `openvino` or `onnx` (the run's exported model of that kind); `auto`: the run's OpenVINO model
+            where there is one and a CPU is to be used, else torch.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; what the engine offers.
+        mode: of OpenVINO: `latency` or `throughput`, see `cdo_ad.exported.OpenVinoRuntime`.
 
     Raises:
-        BundleError: a folder that is no complete run.
-        ConfigError: an unknown backend or a device that is not there.
+        BundleError: a folder that is no complete run, an export that is missing or damaged.
+        ConfigError: an unknown backend or mode, or a device that is not there.
+        MissingExtraError: the engine is not installed.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
+    if Path(run).suffix in (".xml", ".onnx") and not Path(run).is_dir():
+        kind = "openvino" if Path(run).suffix == ".xml" else "onnx"
+        if backend not in ("auto", kind):
+            raise ConfigError(f"{run} runs with {kind}, not with {backend}: leave backend out")
+        return _load_exported(Path(run), device, mode)
     bundle = read_bundle(run)
+    file = _exported_file(bundle, backend, device)
+    if file is not None:
+        # of one run: a later `calibrate` counts
+        return Detector(_load_exported(file, device, mode).runtime, bundle.calibration, bundle)
     runtime = TorchRuntime(load_network(bundle.config, bundle.model_file), choose_device(device))
     return Detector(runtime, bundle.calibration, bundle)
+
+
+def _load_exported(file: Path, device: str, mode: str) -> Detector:
+    from cdo_ad.exported import exported_bundle, load_runtime
+
+    runtime = load_runtime(file, device=device, mode=mode)
+    return Detector(runtime, runtime.metadata.calibration, exported_bundle(file, runtime.metadata))
+
+
+def _exported_file(bundle: Bundle, backend: str, device: str) -> Path | None:
+    """The run's exported model that is to be used; None for torch."""
+    from cdo_ad.exported import FILES
+
+    if backend == "torch":
+        return None
+    file = bundle.path / "export" / FILES["openvino" if backend == "auto" else backend]
+    if backend == "auto":
+        wanted = device in ("auto", "cpu") and file.is_file() and find_spec("openvino") is not None
+        return file if wanted else None
+    if not file.is_file():
+        raise BundleError(f"{file} is missing: make it with  cdo-ad export {bundle.path} --to {backend}")
+    return file
 
 
 def choose_device(device: str) -> str:

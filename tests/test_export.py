@@ -1,0 +1,204 @@
+"""Exported models: the same answers as torch, in a process of their own, or no file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cdo_ad
+import fakes
+import runs
+from cdo_ad import export as exporting
+from cdo_ad.bundle import Bundle
+from cdo_ad.calibrate import Calibration
+from cdo_ad.errors import BundleError, ConfigError, ExportError
+from cdo_ad.export import export, verify
+from cdo_ad.runtime import TorchRuntime, load_network
+
+pytest.importorskip("openvino", reason="needs the extra runtime")
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytestmark = pytest.mark.slow
+
+KINDS = ("openvino", "onnx")
+SIZES = [(64, 96), (65, 95), (401, 300), (9, 200), (8, 8), (30, 31), (64, 300)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    pytest.importorskip("onnxscript", reason="needs the extra export")
+    bundle = runs.make_run(tmp_path_factory.mktemp("export"))
+    logging.disable(logging.INFO)  # pytest would keep each of the exporter's debug lines
+    for kind in KINDS:
+        _, agreement = export(bundle.path, kind)
+        assert agreement.pictures == 14  # ten, an odd-sized one, an enlarged one and a batch of two
+        assert agreement.score_difference < 5e-5
+        assert agreement.map_difference < 5e-5
+    logging.disable(logging.NOTSET)
+    return bundle
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return fakes.make_picture(seed, "spot", size)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_any_size_gives_torch_s_answer(bundle: Bundle, kind: str, size: tuple[int, int]) -> None:
+    batch = np.stack([picture(size, seed) for seed in range(3)])
+    maps, scores = cdo_ad.load(bundle.path, backend="torch").runtime.infer(batch)
+    other_maps, other_scores = cdo_ad.load(bundle.path, backend=kind).runtime.infer(batch)
+    assert other_maps.shape == (3, 64, 96)
+    np.testing.assert_allclose(other_maps, maps, atol=5e-5 * maps.max())
+    np.testing.assert_allclose(other_scores, scores, rtol=5e-5)
+
+
+CHILD = """
+import json, sys
+import numpy as np
+import cdo_ad
+detector = cdo_ad.load(sys.argv[1])
+with np.load(sys.argv[2]) as file:
+    found = [detector.predict(file[name]) for name in sorted(file)]
+np.savez(sys.argv[3], *[p.anomaly_map for p in found])
+foreign = sorted({"torch", "timm", "scipy"} & set(sys.modules))
+print(json.dumps({"foreign": foreign, "found": [p.to_json() for p in found]}))
+"""
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.onnx"])
+def test_a_fresh_process_needs_only_the_file(bundle: Bundle, name: str, tmp_path: Path) -> None:
+    alone = tmp_path / "line_pc"
+    alone.mkdir()
+    for file in (bundle.path / "export").glob("model.*"):
+        if file.suffix in (".onnx",) if name.endswith("onnx") else file.suffix in (".xml", ".bin"):
+            (alone / file.name).write_bytes(file.read_bytes())
+    gray = picture((70, 50))[:, :, 0]
+    wide = (gray.astype(np.uint16) << 8) + 77
+    pictures = {"0": picture((300, 200)), "1": gray, "2": wide, "3": np.dstack([picture((70, 50)), gray])}
+    np.savez(tmp_path / "pictures.npz", **pictures)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, alone / name, tmp_path / "pictures.npz", tmp_path / "maps.npz"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert answer["foreign"] == []
+    detector = cdo_ad.load(bundle.path, backend="torch")
+    with np.load(tmp_path / "maps.npz") as maps:
+        for key, found, map_name in zip(pictures, answer["found"], maps, strict=True):
+            expected = detector.predict(pictures[key])
+            assert found["score"] == pytest.approx(expected.score, rel=1e-4)
+            assert (found["anomalous"], found["p_value"]) == (expected.anomalous, expected.p_value)
+            assert found["threshold"] == expected.threshold
+            np.testing.assert_allclose(maps[map_name], expected.anomaly_map, atol=1e-4 * expected.anomaly_map.max())
+    assert answer["found"][1]["score"] == answer["found"][2]["score"]  # 16 bit is its upper byte
+
+
+def test_the_picture_at_the_threshold_is_judged_alike_by_all(bundle: Bundle) -> None:
+    detectors = [cdo_ad.load(bundle.path, backend=name) for name in ("torch", *KINDS)]
+    for path in bundle.calibration_paths:
+        found = [detector.predict_file(path) for detector in detectors]
+        assert len({(p.score, p.p_value, p.anomalous) for p in found}) == 1
+
+
+def test_it_carries_where_it_comes_from(bundle: Bundle) -> None:
+    for name in ("model.xml", "model.onnx"):
+        detector = cdo_ad.load(bundle.path / "export" / name)
+        assert detector.calibration == bundle.calibration
+        assert detector.bundle is not None
+        assert detector.bundle.config == bundle.config
+        assert detector.bundle.provenance["data"]["fingerprint"] == "f" * 64
+        assert str(bundle.data_root) not in json.dumps(detector.bundle.provenance)
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin", "model.onnx"])
+@pytest.mark.parametrize("place", [0.5, -3, "cut", "gone"])
+def test_a_damaged_export_is_refused(bundle: Bundle, name: str, place: float | str, tmp_path: Path) -> None:
+    for file in (bundle.path / "export").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    broken = tmp_path / name
+    data = bytearray(broken.read_bytes())
+    if place == "gone":
+        broken.unlink()
+    elif place == "cut":
+        broken.write_bytes(data[: len(data) // 2])
+    else:
+        data[int(place * len(data)) if 0 < place < 1 else int(place)] ^= 1
+        broken.write_bytes(data)
+    with pytest.raises(BundleError, match=r"damaged|missing"):
+        cdo_ad.load(tmp_path / name.replace(".bin", ".xml"))
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08" * 100)
+    with pytest.raises(BundleError, match="not written by"):
+        cdo_ad.load(tmp_path / "model.onnx")
+
+
+def test_an_export_that_disagrees_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = runs.make_run(tmp_path, pictures=9)
+    right = exporting.write_openvino
+
+    def wrong(network, metadata, file):  # type: ignore[no-untyped-def]
+        network.mean += 3.0
+        right(network, metadata, file)
+        network.mean -= 3.0
+
+    monkeypatch.setattr(exporting, "write_openvino", wrong)
+    with pytest.raises(ExportError, match=r"no file was written.*scores by up to \d"):
+        export(bundle.path)
+    assert not (bundle.path / "export").exists()
+
+
+def test_verify_counts_changed_decisions(bundle: Bundle) -> None:
+    class Shifted:
+        name = "shifted"
+        network = TorchRuntime(load_network(bundle.config, bundle.model_file))
+
+        def infer(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            maps, scores = self.network.infer(pictures)
+            return maps, scores * np.float32(1.05)
+
+    agreement = verify(Shifted.network, Shifted(), bundle.calibration, bundle.calibration_paths)
+    assert agreement.score_difference == pytest.approx(0.05, abs=1e-4)
+    assert agreement.decisions_changed > 0
+    assert not agreement.holds
+
+
+def test_without_pictures_nothing_is_trusted(tmp_path: Path) -> None:
+    bundle = runs.make_run(tmp_path, pictures=9)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(ExportError, match="--pictures"):
+        export(bundle.path)
+    file, agreement = export(bundle.path, pictures=tmp_path / "moved" / "test" / "good")
+    assert agreement.pictures == 5
+    assert file.is_file()
+
+
+def test_wrong_words_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="openvino, onnx"):
+        export(bundle.path, "tflite")
+    with pytest.raises(ConfigError, match="runs with onnx"):
+        cdo_ad.load(bundle.path / "export" / "model.onnx", backend="openvino")
+    with pytest.raises(ConfigError, match="latency or throughput"):
+        cdo_ad.load(bundle.path, backend="openvino", mode="fast")
+    with pytest.raises(ConfigError, match="no device 'npu9'"):
+        cdo_ad.load(bundle.path, backend="openvino", device="npu9")
+    with pytest.raises(BundleError, match="no exported model"):
+        exporting.load_runtime(tmp_path / "model.pt")
+
+
+def test_settle_takes_the_nearest_calibration_score() -> None:
+    calibration = Calibration.fit([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 0.5)
+    assert calibration.image_threshold == 2.0
+    assert calibration.settle(2.0001) == 2.0
+    assert calibration.settle(1.9999) == 2.0
+    assert calibration.settle(2.001) == 2.001
+    assert calibration.settle(9.0) == 9.0
+    assert not calibration.decide(2.0001)
+    assert calibration.decide(2.001)
