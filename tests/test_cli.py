@@ -70,6 +70,13 @@ def test_train_calibrate_evaluate_predict(tiny_data, tmp_path) -> None:
         assert drawn.size == given.size
 
 
+@pytest.mark.slow
+def test_two_devices_really_are_two(tiny_data, tmp_path) -> None:
+    done = run("train", tiny_data, "--out", tmp_path / "run", *TINY_WORDS, "--device", "cpu", "--devices", 2)
+    assert done.stdout.count("trained on") == 1
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["provenance"]["devices"] == 2
+
+
 def test_a_truncated_picture_is_reported_and_the_rest_goes_on(tiny_run, tmp_path) -> None:
     folder = make_folder(tmp_path / "in", good=3, defective=0) / "good"
     broken = folder / "001.jpg"
@@ -134,7 +141,7 @@ def test_the_public_names() -> None:
     assert set(cdo_ad.__all__) == set(cdo_ad._HOMES)
     for name in cdo_ad.__all__:
         assert getattr(cdo_ad, name) is not None
-    assert callable(cdo_ad.training) and callable(cdo_ad.evaluation)
+    assert callable(cdo_ad.train) and callable(cdo_ad.evaluate)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         cdo_ad.nothing  # noqa: B018
     assert set(cdo_ad.__all__) <= set(dir(cdo_ad))

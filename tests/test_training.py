@@ -19,9 +19,6 @@ from conftest import TINY
 from fakes import make_folder, make_mvtec3d, make_visa
 
 
-training = sys.modules["cdo_ad.training"]
-
-
 def weights(run):
     return load_file(run / "model.safetensors")
 

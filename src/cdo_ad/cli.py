@@ -101,6 +101,8 @@ def train(
         workers=workers,
     )  # fmt: skip
     calibration = bundle.calibration
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # one process of several speaks
+        return
     if as_json:
         _print_json({"run": str(out), "calibration": calibration.to_json(), "settings": config.to_json()})
         return
@@ -284,9 +286,7 @@ def benchmark(
     if as_json:
         _print_json(result)
         return
-    _print(
-        f"{'runtime':16}{'precision':>10}{'form':>18}{'batch':>6}{'median ms':>11}{'p99 ms':>9}{'images/s':>10}{'x plain':>9}"
-    )
+    _print("runtime          precision              form batch  median ms   p99 ms  images/s  x plain")
     for row in result["rows"]:
         _print(
             f"{row['runtime']:16}{row['precision']:>10}{row['form']:>18}{row['batch']:6d}{row['latency_ms_median']:11.1f}"

@@ -90,7 +90,8 @@ def train(
     fabric = Fabric(accelerator=device, devices=devices, precision=config.precision)  # type: ignore[arg-type]
     fabric.launch()
     provenance = _provenance(data, samples, fit, held_out, category, config, fabric)
-    work = _Work(out, config, provenance["data"]["fingerprint"], resume)
+    with fabric.rank_zero_first():
+        work = _Work(out, config, provenance["data"]["fingerprint"], resume, fabric.is_global_zero)
     store = _load(fit, config, memory_budget, workers)
     torch.manual_seed(config.seed)
     network = CdoNetwork(config.backbone, config.image_size, config.weights, config.blur_sigma, config.score_top).to(
@@ -172,7 +173,7 @@ def _load(fit: Sequence[Sample], config: Config, memory_budget: int, workers: in
 class _Work:
     """The folder of a training in progress: checkpoint and logs."""
 
-    def __init__(self, out: Path, config: Config, data_fingerprint: str, resume: bool) -> None:
+    def __init__(self, out: Path, config: Config, data_fingerprint: str, resume: bool, owner: bool) -> None:
         self.folder = out.resolve().parent / f".{out.resolve().name}.training"
         self.checkpoint = self.folder / "checkpoint.pt"
         self.identity: dict[str, Any] = {"settings": config.to_json(), "fingerprint": data_fingerprint}
@@ -181,7 +182,7 @@ class _Work:
         if resume:
             self.state = self._read(out)
             self.rows = self.state["rows"]
-        else:
+        elif owner:  # one process of several makes the folder
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
 
