@@ -1,0 +1,79 @@
+"""The benchmark: its JSON, its yardstick, its command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fakes
+import runs
+from cdo_ad import benchmark as benchmarking
+from cdo_ad.benchmark import PlainRuntime, benchmark, measure
+from cdo_ad.bundle import Bundle
+from cdo_ad.runtime import TorchRuntime, load_network
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return runs.make_run(tmp_path_factory.mktemp("benchmark"), pictures=9)
+
+
+@pytest.mark.parametrize("score_top", [0.0, 0.01])
+def test_the_plain_form_gives_the_same_answers(score_top: float, tmp_path: Path) -> None:
+    bundle = runs.make_run(tmp_path, pictures=9, score_top=score_top)
+    plain, fused = (
+        kind(load_network(bundle.config, bundle.model_file)) for kind in (PlainRuntime, TorchRuntime)
+    )  # fmt: skip
+    pictures = np.stack([fakes.make_picture(seed, "spot", (90, 70))[0] for seed in range(2)])
+    for found, expected in zip(plain.infer(pictures), fused.infer(pictures), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_stages_machine(bundle: Bundle) -> None:
+    result = benchmark(bundle.path, rounds=3, batch=2, picture_size=(80, 90))
+    json.dumps(result)
+    keys = {
+        "runtime", "precision", "form", "batch", "latency_ms_median", "latency_ms_p99", "images_per_second",
+        "ratio_to_plain",
+    }  # fmt: skip
+    assert all(set(row) == keys for row in result["rows"])
+    assert [(row["form"], row["batch"]) for row in result["rows"]] == [
+        ("plain", 1), ("fused", 1), ("plain", 2), ("fused", 2),
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert row["latency_ms_p99"] >= row["latency_ms_median"] > 0
+        assert row["images_per_second"] == pytest.approx(row["batch"] / row["latency_ms_median"] * 1e3)
+        assert row["form"] != "plain" or row["ratio_to_plain"] == 1
+    assert {"decode_ms", "resize_ms", "networks_ms", "map_ms"} <= set(result["stages"])
+    assert 0 < result["stages"]["networks_share"] < 1
+    assert result["machine"]["versions"]["torch"]
+
+
+def test_rounds_go_through_all_in_turns() -> None:
+    order: list[int] = []
+    times = measure([lambda: order.append(0), lambda: order.append(1)], rounds=3)
+    assert order == [0, 1] * 5  # two warm-up rounds
+    assert [len(t) for t in times] == [3, 3]
+
+
+def test_pictures_that_are_gone_are_replaced_by_noise(tmp_path: Path) -> None:
+    bundle = runs.make_run(tmp_path, pictures=9)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert benchmarking._picture(bundle, (40, 50)).std() > 50
+
+
+def test_the_command_prints_json(bundle: Bundle) -> None:
+    words = ["benchmark", str(bundle.path), "--json", "--rounds", "1", "--batch", "2"]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as conftest does for this process
+    done = subprocess.run(
+        [sys.executable, "-m", "cdo_ad.cli", *words], capture_output=True, text=True, check=True, env=one_thread
+    )
+    assert set(json.loads(done.stdout)) == {"rows", "stages", "machine"}
