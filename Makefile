@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/cdo-ad demo --out demo
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks
