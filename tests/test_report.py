@@ -28,7 +28,7 @@ from cdo_ad.plain import sentence
 from cdo_ad.report import write_report
 from cdo_ad.report.collect import thumbnails
 from cdo_ad.report.distributions import Distributions, margin_and_overlap
-from cdo_ad.train import train
+from cdo_ad.training import train
 
 CHROMIUM = Path("/usr/bin/chromium")
 CONFIG = recipes.get("paper_resnet18").replace(

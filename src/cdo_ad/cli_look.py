@@ -28,6 +28,8 @@ FILES_SHOWN = 2
 def join(app: typer.Typer) -> None:
     """Add the verbs of this module to the command line."""
     app.command()(check)
+    app.command()(report)
+    app.command()(drift)
 
 
 def check(
@@ -63,6 +65,45 @@ def check(
     else:
         _findings_table(report)
     if not report.ok:
+        raise typer.Exit(1)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder written by train.")],
+    data: Annotated[Path | None, typer.Argument(help="Folder of the data set; default: that of the training.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/report.html.")] = None,
+    layout: Layout = "auto",
+    category: Category = None,
+    device: Device = "auto",
+) -> None:
+    """Write one self-contained HTML page about a run."""
+    from cdo_ad.report import write_report
+
+    _print(str(write_report(run, data, out, layout=layout, category=category, device=device)))
+
+
+def drift(
+    run: Annotated[Path, typer.Argument(help="Run folder written by train.")],
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, in the order of production.")],
+    alpha: Annotated[float, typer.Option(help="Share of good streams that may be accused falsely.")] = 0.01,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say whether new good pictures still look like those of the calibration; exit code 1 when they do not."""
+    from cdo_ad.detector import load
+    from cdo_ad.drift import drift as test
+    from cdo_ad.predict import Failure, predict_files
+
+    detector = load(run, device=device)
+    scores: list[float] = []
+    for result in predict_files(detector, paths):
+        if isinstance(result, Failure):
+            sys.stderr.write(f"passed over: {result.error}\n")
+        else:
+            scores.append(result.score)
+    found = test(detector.calibration, scores, alpha)
+    _print(json.dumps(found.to_json(), indent=2) if as_json else found.sentence)
+    if found.drifted:
         raise typer.Exit(1)
 
 
