@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from cdo_ad.bundle import Bundle
 from cdo_ad.calibrate import Calibration
 from cdo_ad.errors import BundleError, ConfigError, ExportError
 from cdo_ad.export import export, verify
+from cdo_ad.exported import OpenVinoRuntime
 from cdo_ad.runtime import TorchRuntime, load_network
 
 pytest.importorskip("openvino", reason="needs the extra runtime")
@@ -56,6 +58,26 @@ def test_any_size_gives_torch_s_answer(bundle: Bundle, kind: str, size: tuple[in
     assert other_maps.shape == (3, 64, 96)
     np.testing.assert_allclose(other_maps, maps, atol=5e-5 * maps.max())
     np.testing.assert_allclose(other_scores, scores, rtol=5e-5)
+
+
+def test_a_stream_comes_back_in_order(bundle: Bundle) -> None:
+    runtime = OpenVinoRuntime(bundle.path / "export" / "model.xml", mode="throughput")
+    pictures = [picture(size, seed) for seed, size in enumerate(SIZES * 2)]
+    found = list(runtime.infer_many(iter(pictures)))
+    assert len(found) == len(pictures)
+    for one, (anomaly_map, score) in zip(pictures, found, strict=True):
+        maps, scores = runtime.infer(one[None])
+        np.testing.assert_allclose(anomaly_map, maps[0], rtol=1e-5, atol=1e-6)
+        assert score == pytest.approx(float(scores[0]), rel=1e-5)
+
+
+def test_threads_share_a_runtime(bundle: Bundle) -> None:
+    runtime = OpenVinoRuntime(bundle.path / "export" / "model.xml")
+    pictures = [picture((64, 96), seed)[None] for seed in range(8)]
+    alone = [float(runtime.infer(one)[1][0]) for one in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = [float(scores[0]) for _, scores in pool.map(runtime.infer, pictures * 5)]
+    np.testing.assert_allclose(together, alone * 5, rtol=1e-5)
 
 
 CHILD = """
