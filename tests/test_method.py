@@ -91,6 +91,15 @@ def test_zero_vectors_have_finite_gradients_and_the_plain_forms_values() -> None
     assert all(torch.isfinite(a.grad).all() for a in apprentice)
 
 
+def test_a_training_may_follow_a_prediction_in_one_process() -> None:
+    expert = [torch.randn(1, 4, 12, 12), torch.randn(1, 4, 6, 6)]
+    with torch.inference_mode():
+        anomaly_map(discrepancies(expert, [torch.randn_like(e) for e in expert]), (17, 19), 1.5)
+    apprentice = [torch.randn_like(e).requires_grad_() for e in expert]
+    anomaly_map(discrepancies(expert, apprentice), (17, 19), 1.5).sum().backward()
+    assert all(torch.isfinite(a.grad).all() for a in apprentice)
+
+
 def test_identical_networks_agree_everywhere() -> None:
     maps = [torch.randn(1, 8, 8, 8), torch.randn(1, 8, 4, 4)]
     assert all(float(d.abs().max()) < 1e-5 for d in discrepancies(maps, maps))

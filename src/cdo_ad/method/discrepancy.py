@@ -96,7 +96,11 @@ def _pairs(x0: Tensor, x1: Tensor, y0: Tensor, y1: Tensor, same: bool) -> Tensor
     return 2 * _inner(x0, x1) if same else _inner(x0, y1) + _inner(x1, y0)
 
 
+# the matrices are kept: made outside inference mode, or a training after a prediction could not use them
+
+
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _pair_matrix(target: int, source: int) -> Tensor:
     """(target, 2 source - 1) float32: weights w_i^2 of the points, then w_i w_(i+1) of the neighbouring pairs."""
     weights = corners_matrix(target, source)
@@ -104,6 +108,7 @@ def _pair_matrix(target: int, source: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def map_matrix(target: int, source: int, sigma: float) -> Tensor:
     """(target, source) float32: up-sampling to the picture (half-pixel centres) and Gaussian blur, in one matrix."""
     return (blur_matrix(target, sigma) @ halfpixel_matrix(target, source)).float()
