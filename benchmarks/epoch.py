@@ -86,6 +86,8 @@ def main() -> None:
         Loop(options.only).epoch(images, options.batch, 0)
         print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return
+    # first, while this process is small: Linux counts a parent's size at the fork into its child's peak
+    peaks = {name: _peak(name, options.batch) for name in ("plain", "ours")}
     loops = {"plain": Loop("plain"), "ours": Loop("ours")}
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     first: dict[str, float] = {}
@@ -96,9 +98,7 @@ def main() -> None:
                 first[name] = loss  # the same weights and batch: the losses must agree; this round only warms up
             else:
                 seconds[name].append(taken)
-    del loops
     ratio = statistics.median(p / o for p, o in zip(seconds["plain"], seconds["ours"], strict=True))
-    peaks = {name: _peak(name, options.batch) for name in seconds}
     print(f"first loss        plain {first['plain']:.6f}   ours {first['ours']:.6f}")
     for name, values in seconds.items():
         print(f"{name:5}  {options.images / statistics.median(values):6.2f} images/s   peak {peaks[name]:.0f} MiB")
