@@ -206,6 +206,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Judge pictures: a line for each, and a heat map over the picture."""
+    from cdo_ad.plain import sentence
     from cdo_ad.predict import Failure, predict_files
 
     if maps and out is None:
@@ -215,14 +216,16 @@ def predict(
     lines: list[str] = []
     for result in predict_files(detector, paths, out, maps=maps):
         count += 1
-        line = json.dumps(result.to_json())
+        document = result.to_json()
+        if not isinstance(result, Failure):
+            document["sentence"] = sentence(result.score, detector.calibration)
+        line = json.dumps(document)
         lines.append(line)
         if isinstance(result, Failure):
             failed += 1
             _say(f"error: {result.error}")
         elif not as_json:
-            word = "ANOMALOUS" if result.anomalous else "good     "
-            _print(f"{word}  score {result.score:.4f}  p {result.p_value:.4f}  {result.path}")
+            _print(f"{result.path}  score {result.score:.4f}  p {result.p_value:.4f}  {document['sentence']}")
         if as_json:
             _print(line)
     if out is not None:
