@@ -59,6 +59,7 @@ def test_train_calibrate_evaluate_predict(tiny_data, tmp_path) -> None:
     lines = run("predict", out, pictures, "--json", "--out", tmp_path / "drawn", "--maps").stdout.splitlines()
     parsed = [json.loads(line) for line in lines]
     assert len(parsed) == 3 and all({"path", "score", "p_value", "anomalous"} <= set(p) for p in parsed)
+    assert all(" of 12 good pictures score" in p["sentence"] for p in parsed)
     assert (
         len(list((tmp_path / "drawn").glob("*_overlay.png"))) == len(list((tmp_path / "drawn").glob("*_map.png"))) == 3
     )
