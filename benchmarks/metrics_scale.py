@@ -59,6 +59,8 @@ def plain(maps: list[np.ndarray], masks: list[np.ndarray], limits: tuple[float, 
         "ap": float(np.diff(tpr) @ (tp / (tp + fp))),
         "f1max": float((2 * tp / (tp + fp + tp[-1])).max()),
     }
+    highest = np.append(np.diff(x) != 0, True)  # one point of the PRO curve for each false-positive rate
+    x, pro = x[highest], pro[highest]
     for limit in limits:
         inside = x < limit
         ends = np.append(pro[inside], np.interp(limit, x, pro))
