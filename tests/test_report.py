@@ -237,3 +237,28 @@ def test_thumbnails_keep_to_their_budget_and_keep_small_defects() -> None:
 def test_the_plain_line_says_what_the_p_value_says(score: float, expected: str) -> None:
     values = [float(i) for i in range(1, 21)]
     assert sentence(score, Calibration.fit(values, values, 0.1)) == expected
+
+
+def test_the_levels_of_a_picture_are_kept_while_it_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from cdo_ad.detector import load
+    from cdo_ad.method.network import CdoNetwork
+    from cdo_ad.report.collect import LevelRuntime
+    from cdo_ad.runtime import TorchRuntime
+
+    detector = load(run, device="cpu")
+    assert isinstance(detector.runtime, TorchRuntime)
+    network = detector.runtime.network
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = network.discrepancies(torch.from_numpy(picture[None]).permute(0, 3, 1, 2))
+    calls = []
+    original = CdoNetwork.discrepancies
+    monkeypatch.setattr(CdoNetwork, "discrepancies", lambda *a: calls.append(1) or original(*a))
+    runtime = LevelRuntime(detector.runtime)
+    maps, _ = runtime.infer(picture[None])
+    assert calls == [1] and "discrepancies" not in vars(network)
+    for level, wanted in zip(runtime.levels, expected, strict=True):
+        np.testing.assert_allclose(level, wanted[0].numpy(), atol=1e-6)
+    np.testing.assert_array_equal(maps, detector.runtime.infer(picture[None])[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from PIL import Image
 
 from cdo_ad.data.images import decode_image, read_mask
 from cdo_ad.errors import DataError, ImageError, needs_extra
+from cdo_ad.provenance import processors
 from cdo_ad.types import Sample
 
 __all__ = ["HASH_BITS", "Facts", "MaskFacts", "gather"]
@@ -84,12 +84,11 @@ def gather(
     facts: dict[Path, Facts] = {}
     broken: dict[Path, str] = {}
     broken_masks: dict[Path, str] = {}
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def look(sample: Sample) -> tuple[Sample, Facts | str, MaskFacts | str | None]:
         return sample, _picture(sample.path, size), _mask(sample)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         for sample, found, mask in pool.map(look, samples):
             advance()
             if isinstance(mask, str) and sample.mask_path is not None:

@@ -16,6 +16,7 @@ from cdo_ad.check_facts import HASH_BITS, Facts
 from cdo_ad.check_listing import Listing
 from cdo_ad.config import Config
 from cdo_ad.data.split import hold_out
+from cdo_ad.documents import relative_name
 from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample
 
@@ -106,10 +107,7 @@ class Rules:
 
     def name(self, path: Path) -> str:
         """The path relative to the data set."""
-        try:
-            return path.relative_to(self.root).as_posix()
-        except ValueError:
-            return path.as_posix()
+        return relative_name(path, self.root)
 
     def judge(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
         """Every rule on the pictures that can be read."""

@@ -12,12 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cdo_ad import cli_look
+from cdo_ad.cli_common import (
+    AsJson,
+    Category,
+    Data,
+    Device,
+    Layout,
+    Rate,
+    Run,
+    parse_size,
+    say,
+    show,
+    show_json,
+)
 from cdo_ad.errors import CdoError, ConfigError
 
 if TYPE_CHECKING:
+    from cdo_ad.bundle import Bundle
     from cdo_ad.detector import Detector
     from cdo_ad.evaluation import Evaluation
 
@@ -31,14 +44,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Data = Annotated[Path, typer.Argument(help="Folder of the data set.")]
-Run = Annotated[Path, typer.Argument(help="Run folder written by train.")]
-Layout = Annotated[str, typer.Option(help="auto, folder, mvtec, mvtec3d or visa.")]
-Category = Annotated[str | None, typer.Option(help="Product, where the data set holds several.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
-Rate = Annotated[float | None, typer.Option(help="Share of good pictures that may be called anomalous.")]
-
 
 def main() -> None:
     """Run the command line; the entry point of `cdo-ad`."""
@@ -49,12 +54,12 @@ def main() -> None:
     except CdoError as error:
         if debug:
             raise
-        _say(f"error: {error}")
+        say(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
         if debug:
             raise
-        _say("interrupted; an interrupted training goes on with  --resume")
+        say("interrupted; an interrupted training goes on with  --resume")
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, such as head, went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,11 +109,11 @@ def train(
     if os.environ.get("LOCAL_RANK", "0") != "0":  # one process of several speaks
         return
     if as_json:
-        _print_json({"run": str(out), "calibration": calibration.to_json(), "settings": config.to_json()})
+        show_json({"run": str(out), "calibration": calibration.to_json(), "settings": config.to_json()})
         return
     fit = len(bundle.provenance["data"]["fit"])
-    _print(f"{out}: trained on {fit} good pictures, calibrated on {len(calibration.scores)} others")
-    _print(_threshold_line(calibration))
+    show(f"{out}: trained on {fit} good pictures, calibrated on {len(calibration.scores)} others")
+    show(_threshold_line(calibration))
 
 
 @app.command()
@@ -129,29 +134,27 @@ def calibrate(
     from cdo_ad import bundle as bundles
     from cdo_ad.calibrate import Calibration
 
-    calibration = bundles.read_bundle(run).calibration
+    bundle = bundles.read_bundle(run)
     if data is None:
-        calibration = calibration.at_rate(false_alarm_rate)
+        calibration = bundle.calibration.at_rate(false_alarm_rate)
     else:
         from cdo_ad.data import read_dataset
         from cdo_ad.detector import calibration_scores, load
 
         detector = load(run, device=device)
         good = [s.path for s in read_dataset(data, layout, category) if s.split != "test"]
-        _refuse_trained_on(run, good)
+        _refuse_trained_on(bundle, good)
         calibration = Calibration.fit(*calibration_scores(detector.runtime, good), false_alarm_rate)
     bundles.write_json(run / bundles.CALIBRATION, calibration.to_json())
     if as_json:
-        _print_json(calibration.to_json())
+        show_json(calibration.to_json())
     else:
-        _print(_threshold_line(calibration))
+        show(_threshold_line(calibration))
 
 
-def _refuse_trained_on(run: Path, good: list[Path]) -> None:
-    from cdo_ad.bundle import read_bundle
+def _refuse_trained_on(bundle: Bundle, good: list[Path]) -> None:
     from cdo_ad.errors import CalibrationError
 
-    bundle = read_bundle(run)
     trained = {bundle.data_root / name for name in bundle.provenance["data"]["fit"]}
     seen = [path for path in good if path.resolve() in trained]
     if seen:
@@ -178,7 +181,7 @@ def evaluate(
     from cdo_ad.evaluation import evaluate as measure
     from cdo_ad.evaluation import pictures_csv
 
-    size = _size(at_size)
+    size = parse_size(at_size, "--at-size")
     detector = _load(run, device, false_alarm_rate)
     samples = read_dataset(data, layout, category)
     result = measure(detector, samples, at_size=size)
@@ -186,9 +189,9 @@ def evaluate(
     bundles.write_json(run / bundles.METRICS, document)
     (run / "pictures.csv").write_text(pictures_csv(result, data), encoding="utf-8")
     for failure in result.failures:
-        _say(f"error: {failure}")
+        say(f"error: {failure}")
     if as_json:
-        _print_json(document)
+        show_json(document)
     else:
         _evaluation_table(result)
     if result.failures:
@@ -223,17 +226,17 @@ def predict(
         lines.append(line)
         if isinstance(result, Failure):
             failed += 1
-            _say(f"error: {result.error}")
+            say(f"error: {result.error}")
         elif not as_json:
-            _print(f"{result.path}  score {result.score:.4f}  p {result.p_value:.4f}  {document['sentence']}")
+            show(f"{result.path}  score {result.score:.4f}  p {result.p_value:.4f}  {document['sentence']}")
         if as_json:
-            _print(line)
+            show(line)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _say(f"{count - failed} pictures judged; overlays and predictions.jsonl in {out}")
+        say(f"{count - failed} pictures judged; overlays and predictions.jsonl in {out}")
     if failed:
-        _say(f"{failed} of {count} files could not be read")
+        say(f"{failed} of {count} files could not be read")
         raise typer.Exit(1)
 
 
@@ -247,9 +250,9 @@ def demo(
     from cdo_ad.demo import run_demo
 
     for outcome in run_demo(out, quick=quick, device=device):
-        _print(f"\n{outcome.product}: {outcome.sentence}")
+        show(f"\n{outcome.product}: {outcome.sentence}")
         _evaluation_table(outcome.evaluation)
-        _print(f"examples: {outcome.sheet}\noverlays: {outcome.overlays}\nrun:      {outcome.run}")
+        show(f"examples: {outcome.sheet}\noverlays: {outcome.overlays}\nrun:      {outcome.run}")
 
 
 @app.command()
@@ -266,9 +269,9 @@ def export(
 
     file, agreement = write(run, to, pictures=pictures)
     if as_json:
-        _print_json({"file": str(file), **agreement.to_json()})
+        show_json({"file": str(file), **agreement.to_json()})
         return
-    _print(
+    show(
         f"{file}: same decision on all of {agreement.pictures} pictures; scores differ by at most "
         f"{agreement.score_difference:.1e}, maps by {agreement.map_difference:.1e} (relative)"
     )
@@ -285,19 +288,19 @@ def benchmark(
     """Measure every engine this run can use, against the plain PyTorch form."""
     from cdo_ad.benchmark import benchmark as measure
 
-    result = measure(run, rounds=rounds, batch=batch, picture_size=_size(picture_size, "--picture-size"))
+    result = measure(run, rounds=rounds, batch=batch, picture_size=parse_size(picture_size, "--picture-size"))
     if as_json:
-        _print_json(result)
+        show_json(result)
         return
-    _print("runtime          precision              form batch  median ms   p99 ms  images/s  x plain")
+    show("runtime          precision              form batch  median ms   p99 ms  images/s  x plain")
     for row in result["rows"]:
-        _print(
+        show(
             f"{row['runtime']:16}{row['precision']:>10}{row['form']:>18}{row['batch']:6d}{row['latency_ms_median']:11.1f}"
             f"{row['latency_ms_p99']:9.1f}{row['images_per_second']:10.1f}{row['ratio_to_plain']:9.2f}"
         )
     for name, value in result["stages"].items():
-        _print(f"{name:20}{value:9.2f}")
-    _print(f"{result['machine']['processor']}, {result['machine']['cores']} cores")
+        show(f"{name:20}{value:9.2f}")
+    show(f"{result['machine']['processor']}, {result['machine']['cores']} cores")
 
 
 def _load(run: Path, device: str, false_alarm_rate: float | None) -> Detector:
@@ -307,15 +310,6 @@ def _load(run: Path, device: str, false_alarm_rate: float | None) -> Detector:
     if false_alarm_rate is None:
         return detector
     return Detector(detector.runtime, detector.calibration.at_rate(false_alarm_rate), detector.bundle)
-
-
-def _size(text: str | None, option: str = "--at-size") -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdigit() and width.isdigit() and int(height) > 0 and int(width) > 0):
-        raise ConfigError(f"{option} {text}: write it as HEIGHTxWIDTH, e.g. 256x256")
-    return int(height), int(width)
 
 
 def _threshold_line(calibration: Any) -> str:
@@ -330,20 +324,17 @@ def _evaluation_table(result: Evaluation) -> None:
     figures = result.figures
     rows = {"all": figures, **figures["per_type"]}
     width = max(map(len, rows))
-    _print(
-        f"{'':{width}}    n  image: AUROC     AP  F1max   pixel: AUROC     AP  F1max  PRO.3 PRO.05   detected (95 %)"
-    )
+    show(f"{'':{width}}    n  image: AUROC     AP  F1max   pixel: AUROC     AP  F1max  PRO.3 PRO.05   detected (95 %)")
     for name, row in rows.items():
         image, pixel, found = row["image"], row["pixel"], row["decision"]["detection_rate"]
-        _print(
+        show(
             f"{name:{width}} {row['n']['anomalous']:4d}         "
-            f""
             f"{_f(image['auroc'])}  {_f(image['ap'])}  {_f(image['f1max'])}"
             f"          {_f(pixel['auroc'])}  {_f(pixel['ap'])}  {_f(pixel['f1max'])}  {_f(pixel['aupro_0.3'])}  "
             f"{_f(pixel['aupro_0.05'])}   {_f(found['value'])} ({_f(found['low'])}-{_f(found['high'])})"
         )
     alarms = figures["decision"]["false_alarm_rate"]
-    _print(
+    show(
         f"false alarms on {figures['n']['good']} good pictures: {_f(alarms['value'])} "
         f"(95 %: {_f(alarms['low'])}-{_f(alarms['high'])}) at threshold {figures['decision']['threshold']:.4f}"
     )
@@ -351,19 +342,6 @@ def _evaluation_table(result: Evaluation) -> None:
 
 def _f(value: float) -> str:
     return f"{value:5.3f}" if value == value else "  -  "
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    _print(json.dumps(document, indent=2))
-
-
-def _say(text: str) -> None:
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text)
 
 
 cli_look.join(app)

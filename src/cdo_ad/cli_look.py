@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdo_ad.errors import ConfigError
+from cdo_ad.cli_common import AsJson, Category, Data, Device, Layout, Rate, Run, parse_size, say, show, show_json
 
 if TYPE_CHECKING:
     from cdo_ad.check import CheckReport
 
 __all__ = ["join"]
 
-Data = Annotated[Path, typer.Argument(help="Folder of the data set.")]
-Layout = Annotated[str, typer.Option(help="auto, folder, mvtec, mvtec3d or visa.")]
-Category = Annotated[str | None, typer.Option(help="Product, where the data set holds several.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 FILES_SHOWN = 2
 
@@ -39,7 +32,7 @@ def check(
     size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Input size of the training, default 256x256.")
     ] = None,
-    false_alarm_rate: Annotated[float | None, typer.Option(help="Rate that is wished for.")] = None,
+    false_alarm_rate: Rate = None,
     run: Annotated[
         Path | None, typer.Option(help="A run folder: its detector looks for mislabelled good pictures.")
     ] = None,
@@ -52,16 +45,14 @@ def check(
     from cdo_ad.check import check as look
 
     config = recipes.lite0() if run is None else read_bundle(run).config
-    if size is not None:
-        height, cross, width = size.lower().partition("x")
-        if not (cross and height.isdigit() and width.isdigit()):
-            raise ConfigError(f"--size {size}: write it as HEIGHTxWIDTH, e.g. 256x256")
-        config = config.replace(image_height=int(height), image_width=int(width))
+    wanted = parse_size(size, "--size")
+    if wanted is not None:
+        config = config.replace(image_height=wanted[0], image_width=wanted[1])
     if false_alarm_rate is not None:
         config = config.replace(false_alarm_rate=false_alarm_rate)
     report = look(data, config, layout=layout, category=category, run=run, device=device)
     if as_json:
-        _print(json.dumps(report.to_json(), indent=2))
+        show_json(report.to_json())
     else:
         _findings_table(report)
     if not report.ok:
@@ -69,7 +60,7 @@ def check(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder written by train.")],
+    run: Run,
     data: Annotated[Path | None, typer.Argument(help="Folder of the data set; default: that of the training.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/report.html.")] = None,
     layout: Layout = "auto",
@@ -79,11 +70,11 @@ def report(
     """Write one self-contained HTML page about a run."""
     from cdo_ad.report import write_report
 
-    _print(str(write_report(run, data, out, layout=layout, category=category, device=device)))
+    show(str(write_report(run, data, out, layout=layout, category=category, device=device)))
 
 
 def drift(
-    run: Annotated[Path, typer.Argument(help="Run folder written by train.")],
+    run: Run,
     paths: Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, in the order of production.")],
     alpha: Annotated[float, typer.Option(help="Share of good streams that may be accused falsely.")] = 0.01,
     device: Device = "auto",
@@ -98,11 +89,14 @@ def drift(
     scores: list[float] = []
     for result in predict_files(detector, paths):
         if isinstance(result, Failure):
-            sys.stderr.write(f"passed over: {result.error}\n")
+            say(f"passed over: {result.error}")
         else:
             scores.append(result.score)
     found = test(detector.calibration, scores, alpha)
-    _print(json.dumps(found.to_json(), indent=2) if as_json else found.sentence)
+    if as_json:
+        show_json(found.to_json())
+    else:
+        show(found.sentence)
     if found.drifted:
         raise typer.Exit(1)
 
@@ -129,8 +123,3 @@ def _findings_table(report: CheckReport) -> None:
             shown.append(f"and {len(finding.files) - FILES_SHOWN} more (--json lists all)")
         table.add_row(Text(finding.level, STYLES[finding.level]), Text(finding.text), Text("\n".join(shown)))
     console.print(table)
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from PIL import Image
 
 from cdo_ad.data.images import read_mask
 from cdo_ad.detector import Detector, read_ahead, resize_map
+from cdo_ad.documents import finite, relative_name
 from cdo_ad.errors import DataError, ImageError
 from cdo_ad.metrics import PixelMetrics, decision_metrics, image_metrics
 from cdo_ad.progress import progress_bar
 from cdo_ad.types import GOOD, MaskArray, Sample
 
-__all__ = ["Evaluation", "Scored", "evaluate"]
+__all__ = ["Evaluation", "Scored", "evaluate", "pictures_csv"]
 
 PIXEL_NAMES = ("auroc", "ap", "f1max", "aupro_0.3", "aupro_0.05")
 
@@ -48,9 +50,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as a plain dictionary; NaN becomes None."""
-        cleaned = _without_nan(self.figures)
-        assert isinstance(cleaned, dict)
-        return cleaned
+        return {key: finite(value) for key, value in self.figures.items()}
 
 
 def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[int, int] | None = None) -> Evaluation:
@@ -71,9 +71,7 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
     test = [s for s in samples if s.split == "test"]
     if not test:
         raise DataError("there is no test picture: put pictures in test/good and test/<defect>, see the README")
-    types = sorted({s.defect_type for s in test if s.anomalous})
-    overall = PixelMetrics()
-    per_type = {name: PixelMetrics() for name in types}
+    pixel = {name: PixelMetrics() for name in sorted({s.defect_type for s in test})}
     scored: list[Scored] = []
     failures: list[str] = []
     with progress_bar() as bar:
@@ -91,20 +89,37 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
             scored.append(Scored(sample, prediction.score, prediction.p_value, prediction.anomalous))
             if mask is not None:
                 anomaly_map = prediction.anomaly_map if at_size is None else resize_map(prediction.anomaly_map, at_size)
-                overall.update(anomaly_map, mask)
-                for name in types if not sample.anomalous else [sample.defect_type]:
-                    per_type[name].update(anomaly_map, mask)
+                pixel[sample.defect_type].update(anomaly_map, mask)
     if not scored:
         raise DataError(f"none of the {len(test)} test pictures can be read; the first: {failures[0]}")
-    figures = _figures(scored, overall, detector.calibration.image_threshold)
-    figures["per_type"] = {
-        name: _figures(
-            [s for s in scored if s.sample.defect_type in (GOOD, name)], pixel, detector.calibration.image_threshold
-        )
-        for name, pixel in per_type.items()
-    }
+    figures, overall = _all_figures(scored, pixel, detector.calibration.image_threshold)
     figures["n"]["failed"] = len(failures)
     return Evaluation(figures, tuple(scored), tuple(failures), overall)
+
+
+def _all_figures(
+    scored: Sequence[Scored], pixel: dict[str, PixelMetrics], threshold: float
+) -> tuple[dict[str, Any], PixelMetrics]:
+    """The figures of all pictures, `per_type` those of each type against the good ones; and the pixels of all."""
+    overall = _merged(pixel.values())
+    figures = _figures(scored, overall, threshold)
+    figures["per_type"] = {
+        name: _figures(
+            [s for s in scored if s.sample.defect_type in (GOOD, name)],
+            _merged(pixel[key] for key in (GOOD, name) if key in pixel),
+            threshold,
+        )
+        for name in pixel
+        if name != GOOD
+    }
+    return figures, overall
+
+
+def _merged(parts: Iterable[PixelMetrics]) -> PixelMetrics:
+    total = PixelMetrics()
+    for part in parts:
+        total.merge(part)
+    return total
 
 
 def _mask(sample: Sample, size: tuple[int, int], at_size: tuple[int, int] | None) -> MaskArray | None:
@@ -132,20 +147,12 @@ def _figures(scored: Sequence[Scored], pixel: PixelMetrics, threshold: float) ->
     }
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def pictures_csv(evaluation: Evaluation, root: Path) -> str:
     """One line a picture: path, type, score, p-value, decision; for spreadsheets and reports."""
-    lines = ["path,defect_type,score,p_value,anomalous"]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("path", "defect_type", "score", "p_value", "anomalous"))
     for item in evaluation.scored:
-        try:
-            name = item.sample.path.resolve().relative_to(root.resolve()).as_posix()
-        except ValueError:
-            name = item.sample.path.as_posix()
-        quoted = '"' + name.replace('"', '""') + '"' if set(name) & set(',"\n') else name
-        lines.append(f"{quoted},{item.sample.defect_type},{item.score!r},{item.p_value!r},{int(item.anomalous)}")
-    return "\n".join(lines) + "\n"
+        name = relative_name(item.sample.path, root)
+        writer.writerow((name, item.sample.defect_type, repr(item.score), repr(item.p_value), int(item.anomalous)))
+    return buffer.getvalue()

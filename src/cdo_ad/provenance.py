@@ -1,13 +1,14 @@
-"""Where a bundle comes from: versions of what made it and the revision of the source."""
+"""Where a bundle and its figures come from: versions, the revision of the source, the machine's processors."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["revision", "versions"]
+__all__ = ["processors", "revision", "versions"]
 
 PACKAGES = ("cdo-ad", "torch", "torchvision", "timm", "numpy", "lightning-fabric")
 
@@ -21,6 +22,11 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def processors() -> int:
+    """The number of processors that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def revision() -> str | None:

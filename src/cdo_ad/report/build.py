@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from cdo_ad import bundle as bundles
 from cdo_ad.calibrate import Calibration, conformal_threshold, pictures_needed
 from cdo_ad.data.layout import read_dataset
 from cdo_ad.detector import Detector, load
+from cdo_ad.documents import finite, relative_name
 from cdo_ad.errors import BundleError, needs_extra
 from cdo_ad.evaluation import Evaluation, Scored, evaluate
 from cdo_ad.metrics import decision_metrics
@@ -67,8 +67,7 @@ def write_report(
         import jinja2  # noqa: F401
         import plotly.offline  # noqa: F401
     detector = load(run, device=device)
-    bundle = detector.bundle
-    assert bundle is not None
+    bundle = _bundle(detector)
     if data is None:
         data, category = bundle.data_root, category or bundle.provenance["data"]["category"] or None
         if not Path(data).is_dir():
@@ -83,8 +82,7 @@ def write_report(
 
 def collect(detector: Detector, samples: Sequence[Sample], root: Path) -> dict[str, Any]:
     """All that the page shows, ready for `json.dumps`."""
-    bundle = detector.bundle
-    assert bundle is not None
+    bundle = _bundle(detector)
     test = [sample for sample in samples if sample.split == "test"]
     good = [sample for sample in samples if sample.split != "test"]
     shown = min(MOST_PICTURES, len(test) or len(good))
@@ -142,7 +140,7 @@ def gallery(scored: Sequence[Scored], recorder: Recorder, root: Path) -> list[di
     shown = {id(item) for item in telling[:MOST_PICTURES]}
     return [
         {
-            "name": _relative(item.sample.path, root),
+            "name": relative_name(item.sample.path, root),
             "type": item.sample.defect_type,
             "split": item.sample.split,
             "anomalous": item.sample.anomalous,
@@ -216,26 +214,16 @@ def render(document: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cdo_ad.report"), autoescape=jinja2.select_autoescape(["html", "j2"])
     )
-    text = json.dumps(_finite(document), allow_nan=False).replace("<", "\\u003c")
+    text = json.dumps(finite(document), allow_nan=False).replace("<", "\\u003c")
     page = environment.get_template("report.html.j2")
     return page.render(document=document, data=text, plotly=get_plotlyjs())
 
 
+def _bundle(detector: Detector) -> bundles.Bundle:
+    if detector.bundle is None:
+        raise BundleError("the report needs a detector that was loaded from a run: cdo_ad.load(run)")
+    return detector.bundle
+
+
 def _xy(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> dict[str, list[float]]:
     return {"x": np.round(x, 5).tolist(), "y": np.round(y, 5).tolist()}
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _relative(path: Path, root: Path) -> str:
-    try:
-        return path.resolve().relative_to(root.resolve()).as_posix()
-    except ValueError:
-        return path.as_posix()

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,45 @@ from cdo_ad.report.distributions import Distributions
 from cdo_ad.runtime import TorchRuntime
 from cdo_ad.types import Float32Array, MaskArray, Prediction, Sample
 
-__all__ = ["Recorder", "SyntheticPower", "score_good", "synthetic_power", "thumbnails"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["LevelRuntime", "Recorder", "SyntheticPower", "score_good", "synthetic_power", "thumbnails"]
 
 LARGEST_SIDE, SMALLEST_SIDE = 512, 96
 QUALITY = 80
+
+
+class LevelRuntime(TorchRuntime):
+    """The torch engine; keeps the discrepancy maps of the hierarchies that its last picture was judged by."""
+
+    levels: list[Float32Array]
+    """(h, w) a hierarchy, on the first one's grid."""
+
+    def __init__(self, runtime: TorchRuntime) -> None:
+        """Share an engine's networks."""
+        super().__init__(runtime.network, runtime.device)
+        self.levels = []
+
+    def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+        """See `Runtime.infer`."""
+        network, computed = self.network, self.network.discrepancies
+
+        def kept(images: Tensor) -> list[Tensor]:
+            levels = computed(images)
+            self.levels = [level[0].cpu().numpy() for level in levels]
+            return levels
+
+        network.__dict__["discrepancies"] = kept  # found before the class's method, so nothing is computed twice
+        try:
+            return super().infer(pictures)
+        finally:
+            del network.__dict__["discrepancies"]
+
+    def maps(self, prediction: Prediction) -> dict[str, Float32Array]:
+        """The levels of the last picture by name, and its anomaly map at their size as `fused`."""
+        named = {f"hierarchy {k + 1}": level for k, level in enumerate(self.levels)}
+        return {**named, "fused": resize_map(prediction.anomaly_map, self.levels[0].shape)}
 
 
 class Recorder(Detector):
@@ -41,11 +76,15 @@ class Recorder(Detector):
             samples: the pictures that will be judged, for their masks.
             budget: bytes that the thumbnails of one picture may take.
         """
-        super().__init__(detector.runtime, detector.calibration, detector.bundle)
+        runtime = detector.runtime
+        super().__init__(
+            LevelRuntime(runtime) if isinstance(runtime, TorchRuntime) else runtime,
+            detector.calibration,
+            detector.bundle,
+        )
         self.samples = {str(sample.path): sample for sample in samples}
         self.budget = budget
         self.thumbnails: dict[str, dict[str, str]] = {}
-        self.p_values: dict[str, float] = {}
         self.distributions = Distributions()
 
     def predict(self, image: npt.NDArray[Any], *, path: str = "", regions: bool = True) -> Prediction:
@@ -56,33 +95,11 @@ class Recorder(Detector):
         drawn = overlay(image, prediction, self.calibration.pixel_threshold)
         self.thumbnails[path] = thumbnails(image, drawn, mask, self.budget)
         if mask is not None or (sample is not None and not sample.anomalous):
-            maps = hierarchy_maps(self, image, prediction)
+            # engines other than torch give the anomaly map alone
+            fused = {"fused": prediction.anomaly_map}
+            maps = self.runtime.maps(prediction) if isinstance(self.runtime, LevelRuntime) else fused
             self.distributions.add(maps, np.zeros((1, 1), np.bool_) if mask is None else mask)
         return prediction
-
-
-def hierarchy_maps(
-    detector: Detector, picture: npt.NDArray[np.uint8], prediction: Prediction | None
-) -> dict[str, Float32Array]:
-    """The discrepancy maps of a picture by level, (h, w) on the first hierarchy's grid; `fused` is the anomaly map.
-
-    Without torch networks (another runtime) only the fused map, at the picture's size.
-    """
-    if not isinstance(detector.runtime, TorchRuntime):
-        return {} if prediction is None else {"fused": prediction.anomaly_map}
-    import torch
-
-    from cdo_ad.method.resize import resize
-
-    network = detector.runtime.network
-    with torch.inference_mode():
-        batch = torch.from_numpy(np.ascontiguousarray(picture)[None]).to(detector.runtime.device)
-        images = resize(batch.permute(0, 3, 1, 2).float(), network.image_size)
-        levels = network.discrepancies(images.contiguous(memory_format=torch.channels_last))
-    maps = {f"hierarchy {k + 1}": level[0].cpu().numpy() for k, level in enumerate(levels)}
-    if prediction is not None:
-        maps["fused"] = resize_map(prediction.anomaly_map, next(iter(maps.values())).shape)
-    return maps
 
 
 def _mask(sample: Sample | None, shape: tuple[int, ...]) -> MaskArray | None:
@@ -166,6 +183,8 @@ def synthetic_power(detector: Detector, paths: Sequence[Path], seed: int = 0) ->
     """
     if not isinstance(detector.runtime, TorchRuntime):
         return None
+    runtime = LevelRuntime(detector.runtime)
+    judge = Detector(runtime, detector.calibration)
     import torch
 
     from cdo_ad.method.resize import resize
@@ -179,14 +198,14 @@ def synthetic_power(detector: Detector, paths: Sequence[Path], seed: int = 0) ->
         except DataError:
             continue
         batch = torch.from_numpy(picture[None]).permute(0, 3, 1, 2).float()
-        image = resize(batch, detector.runtime.network.image_size).round().clamp(0, 255).to(torch.uint8)
+        image = resize(batch, runtime.network.image_size).round().clamp(0, 255).to(torch.uint8)
         for attempt in range(100):
             noisy, mask = white_noise(image, [image_seed(seed, attempt, index)])
             if bool(mask.any()):
                 break
         array = np.ascontiguousarray(noisy[0].permute(1, 2, 0).numpy())
-        prediction = detector.predict(array, regions=False)
-        distributions.add(hierarchy_maps(detector, array, prediction), mask[0].numpy())
+        prediction = judge.predict(array, regions=False)
+        distributions.add(runtime.maps(prediction), mask[0].numpy())
         found += prediction.anomalous
         total += 1
     if not total:
