@@ -17,8 +17,8 @@ pytest.importorskip("imagehash", reason="the extra `check` is not installed")
 
 from cdo_ad import recipes
 from cdo_ad.check import check
-from cdo_ad.check_duplicates import equal_groups, near_limit, near_pairs
 from cdo_ad.cli import app
+from cdo_ad.data.duplicates import equal_groups, near_limit, near_pairs
 from cdo_ad.errors import DataError
 
 MAGNETIC_TILE = Path(__file__).parents[1].parent / "shared" / "data" / "magnetic_tile"

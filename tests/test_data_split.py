@@ -6,9 +6,11 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cdo_ad.data import fingerprint, hold_out, read_dataset
+from cdo_ad.data import fingerprint, hold_out, read_dataset, split_good
+from cdo_ad.data.duplicates import hash_pictures, near_groups
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.types import Sample
 from fakes import make_mvtec, make_mvtec3d, make_picture, write
@@ -69,6 +71,95 @@ def test_too_few(samples: list[Sample]) -> None:
 def test_arguments_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="share must lie"):
         hold_out(good(10), **options)  # type: ignore[arg-type]
+
+
+# ---- near copies stay together
+
+
+def hashed(sizes: list[int]) -> dict[Path, np.ndarray]:
+    """Hashes of pictures in groups of these sizes: chains of steps of 30 bits; some 128 bits lie between groups."""
+    rng = np.random.default_rng(0)
+    bits = []
+    for size in sizes:
+        bits.append(rng.random(256) < 0.5)
+        for _ in range(size - 1):
+            bits.append(bits[-1] ^ (rng.permutation(256) < 30))
+    order = rng.permutation(len(bits))  # members of a group do not follow each other
+    return {Path(f"/data/{i:04d}.png"): bits[k] for i, k in enumerate(order.tolist())}
+
+
+def near_copies(hashes: dict[Path, np.ndarray]) -> list[tuple[Path, Path]]:
+    """By a plain double loop: pairs at most 60 bits apart."""
+    return [(p, q) for p in hashes for q in hashes if p < q and int((hashes[p] ^ hashes[q]).sum()) <= 60]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_copies_are_never_on_both_sides(seed: int) -> None:
+    hashes = hashed([1] * 60 + [2] * 40 + [5] * 12)  # 200 pictures
+    split = split_good(good(200), seed=seed, hashes=hashes)
+    assert split.grouped and len(split.calibration) == 20 and len(split.fit) == 180
+    held_out = {s.path for s in split.calibration}
+    assert all((p in held_out) == (q in held_out) for p, q in near_copies(hashes))
+    assert "140 of 200 pictures have near copies" in split.note
+    apart = {s.path for s in hold_out(good(200), seed=seed)[1]}
+    assert any((p in apart) != (q in apart) for p, q in near_copies(hashes))
+    again = split_good(random.Random(1).sample(good(200), 200), seed=seed, hashes=hashes)
+    assert again.calibration == split.calibration
+
+
+def test_without_near_copies_the_draw_is_the_old_one() -> None:
+    split = split_good(good(100), hashes=hashed([1] * 100))
+    assert (split.fit, split.calibration) == hold_out(good(100))
+    assert split.grouped
+
+
+def test_groups_that_do_not_fit_come_on_top() -> None:
+    split = split_good(good(98), hashes=hashed([7] * 14))  # 20 wanted, in sevens
+    assert split.grouped and len(split.calibration) == 21
+
+
+@pytest.mark.parametrize(("sizes", "why"), [
+    ([60] + [1] * 40, "60 of 100 pictures are near copies"),
+    ([45, 45] + [1] * 10, "too large to be held out whole"),
+])  # fmt: skip
+def test_where_groups_cannot_be_held_out_pictures_are_drawn_and_it_is_said(sizes: list[int], why: str) -> None:
+    split = split_good(good(100), hashes=hashed(sizes))
+    assert not split.grouped and why in split.note and "more false alarms on new parts" in split.note
+    assert (split.fit, split.calibration) == hold_out(good(100))
+
+
+def test_pictures_that_are_all_alike_are_drawn_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    split = split_good(good(50), hashes={s.path: rng.random(256) < 0.015 for s in good(50)})
+    assert not split.grouped and "so alike that near copies cannot be told" in split.note
+    assert (split.fit, split.calibration) == hold_out(good(50))
+
+
+def test_own_calibration_pictures_need_no_groups(tmp_path: Path) -> None:
+    split = split_good(read_dataset(make_mvtec3d(tmp_path)), hashes={})
+    assert len(split.calibration) == 3 and not split.grouped and "own calibration" in split.note
+
+
+def test_groups_are_joined_through_others_and_across_blocks() -> None:
+    pytest.importorskip("scipy", reason="the extra `train` is not installed")
+    rng = np.random.default_rng(2)
+    hashes = rng.random((2500, 256)) < 0.5
+    hashes[2400] = hashes[3] ^ (np.arange(256) < 40)
+    hashes[1200] = hashes[2400] ^ (np.arange(256) >= 216)  # 40 bits from 2400, 80 from 3
+    groups = near_groups(hashes, 60)
+    assert groups[3] == groups[2400] == groups[1200]
+    assert len(set(groups.tolist())) == 2498
+    assert groups[:5].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_pictures_of_one_part_are_hashed_alike(tmp_path: Path) -> None:
+    pytest.importorskip("imagehash", reason="the extra `train` is not installed")
+    one, other = make_picture(1, size=(90, 90))[0], make_picture(2, size=(90, 90))[0]
+    paths = [write(tmp_path / "a.png", one), write(tmp_path / "b.png", one // 2), write(tmp_path / "c.png", other)]
+    hashes = hash_pictures(paths)
+    assert list(hashes) == paths
+    near, far = ((hashes[paths[0]] ^ hashes[p]).sum() for p in paths[1:])
+    assert near < 40 < far
 
 
 def test_fingerprint_follows_the_data_and_not_the_place(tmp_path: Path) -> None:

@@ -13,15 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cdo_ad.data.duplicates import perceptual_hash, to_gray
 from cdo_ad.data.images import decode_image, read_mask
 from cdo_ad.errors import DataError, ImageError, needs_extra
 from cdo_ad.provenance import processors
 from cdo_ad.types import Sample
 
-__all__ = ["HASH_BITS", "Facts", "MaskFacts", "gather"]
+__all__ = ["Facts", "MaskFacts", "gather"]
 
-HASH_SIDE = 16
-HASH_BITS = HASH_SIDE * HASH_SIDE
 DARK, BRIGHT = 5, 250
 _TIFF_BITS = 258
 
@@ -118,8 +117,6 @@ def _mask(sample: Sample) -> MaskFacts | str | None:
 
 
 def _picture(path: Path, size: tuple[int, int]) -> Facts | str:
-    import imagehash
-
     try:
         data = path.read_bytes()
         if not data:
@@ -133,19 +130,17 @@ def _picture(path: Path, size: tuple[int, int]) -> Facts | str:
     digest = hashlib.blake2b(picture.tobytes() + f"{height}x{width}".encode(), digest_size=16).digest()
     channels = [picture[..., i] for i in range(3)]
     colour = not (np.array_equal(channels[0], channels[1]) and np.array_equal(channels[1], channels[2]))
-    gray = Image.fromarray(picture).convert("L") if colour else Image.fromarray(np.ascontiguousarray(channels[0]))
+    gray = to_gray(picture)
     histogram = np.array(gray.histogram())
     total = height * width
     small = np.asarray(gray.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
-    # the hash works at 64 x 64: a box reduction to some 256 first is far quicker on large pictures
-    reduced = gray.reduce(max(1, min(height, width) // 256))
     return Facts(
         height=height,
         width=width,
         bits=_bits(data),
         colour=colour,
         digest=digest,
-        perceptual=np.asarray(imagehash.phash(reduced, hash_size=HASH_SIDE).hash, dtype=np.bool_).ravel(),
+        perceptual=perceptual_hash(gray),
         mean=float(histogram @ np.arange(256) / total),
         largest=int(picture.max()),
         dark=float(histogram[: DARK + 1].sum() / total),

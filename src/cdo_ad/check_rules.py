@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from cdo_ad.calibrate import pictures_needed
-from cdo_ad.check_duplicates import equal_groups, near_limit, near_pairs
-from cdo_ad.check_facts import HASH_BITS, Facts
+from cdo_ad.check_facts import Facts
 from cdo_ad.check_listing import Listing
 from cdo_ad.config import Config
-from cdo_ad.data.split import hold_out
+from cdo_ad.data.duplicates import HASH_BITS, equal_groups, near_limit, near_pairs
+from cdo_ad.data.split import split_good
 from cdo_ad.documents import relative_name
 from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample
@@ -111,7 +111,7 @@ class Rules:
 
     def judge(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
         """Every rule on the pictures that can be read."""
-        self._split(samples)
+        self._split(samples, facts)
         self._masks(samples, facts)
         self._equal(samples, facts)
         self._near(samples, facts)
@@ -157,12 +157,14 @@ class Rules:
                 files,
             )
 
-    def _split(self, samples: Sequence[Sample]) -> None:
+    def _split(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
         """Fit, calibration and test as a training would have them, and whether there are enough good pictures."""
         config = self.config
         good = [sample for sample in samples if sample.split != "test"]
+        hashes = {sample.path: facts[sample.path].perceptual for sample in good}
         try:
-            fit, held_out = hold_out(good, config.calibration_share, config.calibration_minimum, config.seed)
+            parted = split_good(good, config.calibration_share, config.calibration_minimum, config.seed, hashes)
+            fit, held_out = parted.fit, parted.calibration
         except DataError as error:
             self.add("too-few-good", "error", str(error))
             fit, held_out = good, []

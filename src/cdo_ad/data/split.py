@@ -4,40 +4,73 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from cdo_ad.data.duplicates import near_groups, near_limit
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.types import Sample
 
-__all__ = ["fingerprint", "hold_out"]
+__all__ = ["GoodSplit", "fingerprint", "hold_out", "split_good"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class GoodSplit:
+    """The good pictures of a data set, parted."""
+
+    fit: list[Sample]
+    """To train on, in the order of the names."""
+    calibration: list[Sample]
+    """Held out, in the order of the names."""
+    note: str
+    """How they were drawn, in one line for people."""
+    grouped: bool
+    """True where no held-out picture has a near copy among those to train on."""
 
 
 def hold_out(
     samples: Sequence[Sample], share: float = 0.1, minimum: int = 20, seed: int = 0
 ) -> tuple[list[Sample], list[Sample]]:
+    """(fit, calibration) of `split_good`, drawn picture by picture: near copies can fall on both sides."""
+    split = split_good(samples, share, minimum, seed)
+    return split.fit, split.calibration
+
+
+def split_good(
+    samples: Sequence[Sample],
+    share: float = 0.1,
+    minimum: int = 20,
+    seed: int = 0,
+    hashes: Mapping[Path, npt.NDArray[np.bool_]] | None = None,
+) -> GoodSplit:
     """Set aside good pictures for calibration; they are never trained on.
 
     If the data set has calibration pictures of its own (`split == "calibration"`) they are taken and every training
-    picture is fitted on. Otherwise, of n training pictures `max(round(share * n), min(minimum, n // 2))` are drawn (at
-    most n - 1): a tenth, but at least 20 where there are, and never more than half for the sake of those 20.
+    picture is fitted on. Otherwise, of n training pictures `k = max(round(share * n), min(minimum, n // 2))` are drawn
+    (at most n - 1): a tenth, but at least 20 where there are, and never more than half for the sake of those 20.
 
-    Pictures are drawn one by one: several pictures of the same part can fall on both sides, which makes calibration
-    scores look better than those of new parts.
+    With `hashes`, groups of near copies are drawn whole, such as the same part under another exposure: otherwise the
+    calibration scores are those of parts that the model knows, and new parts raise more false alarms than promised. A
+    group that does not fit into what is missing is passed over, so k pictures are drawn wherever sizes allow; where
+    they do not, the smallest group left comes on top, up to half of the pictures. If one group holds more than half of
+    the pictures, or no whole groups can be held out, pictures are drawn one by one and the note says so.
 
     The draw depends on the seed and on the pictures' names relative to their common folder; not on the order of
-    `samples`, of the disk, or on the machine (it uses raw PCG64 numbers, whose stream numpy guarantees).
+    `samples`, of the disk, or on the machine (it uses raw PCG64 numbers, whose stream numpy guarantees). Without near
+    copies it is the same with and without hashes.
 
     Args:
         samples: of a data set; test samples are left out.
         share: of the training pictures to hold out, in [0, 1).
         minimum: number of pictures to hold out where half of them are as many.
         seed: of the draw, >= 0.
-
-    Returns:
-        (fit, calibration), each in the order of the names.
+        hashes: `cdo_ad.data.duplicates.hash_pictures` of (at least) the training pictures.
 
     Raises:
         ConfigError: if an argument is out of its range.
@@ -54,13 +87,63 @@ def hold_out(
             "add good pictures (50 or more make a useful model)"
         )
     if own:
-        return train, own
+        return GoodSplit(train, own, "the data set's own calibration pictures", grouped=False)
     n = len(train)
-    n_calibration = min(max(round(share * n), min(minimum, n // 2)), n - 1)
-    order = np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
-    drawn = set(order[:n_calibration].tolist())
+    k = min(max(round(share * n), min(minimum, n // 2)), n - 1)
+    draw = np.random.PCG64(seed).random_raw(n)
+    whole, note = (None, "drawn picture by picture") if hashes is None else _whole_groups(train, hashes, k, draw)
+    drawn = set(np.argsort(draw, kind="stable")[:k].tolist()) if whole is None else whole
     fit = [sample for i, sample in enumerate(train) if i not in drawn]
-    return fit, [sample for i, sample in enumerate(train) if i in drawn]
+    return GoodSplit(fit, [sample for i, sample in enumerate(train) if i in drawn], note, whole is not None)
+
+
+def _whole_groups(
+    train: Sequence[Sample], hashes: Mapping[Path, npt.NDArray[np.bool_]], k: int, draw: npt.NDArray[np.uint64]
+) -> tuple[set[int] | None, str]:
+    bits = np.stack([hashes[sample.path] for sample in train])
+    limit = near_limit(bits)
+    if limit < 0:
+        return None, "drawn picture by picture: the pictures are so alike that near copies cannot be told from others"
+    return _draw_groups(near_groups(bits, limit), k, draw)
+
+
+def _draw_groups(groups: IntArray, k: int, draw: npt.NDArray[np.uint64]) -> tuple[set[int] | None, str]:
+    """Indices of about k pictures in whole groups, or None, and a note.
+
+    Args:
+        groups: (n,) the group of each picture, numbered in the order of the first pictures.
+        k: pictures wanted.
+        draw: (n,) random numbers; groups are taken in the order of the number of their first picture.
+    """
+    n = len(groups)
+    sizes = np.bincount(groups)
+    optimistic = (
+        "near copies of held-out pictures are trained on, so expect more false alarms on new parts than promised"
+    )
+    if sizes.max() > max(n / 2, 1):
+        return (
+            None,
+            f"drawn picture by picture: {sizes.max()} of {n} pictures are near copies of each other; {optimistic}",
+        )
+    order = np.argsort(draw[np.unique(groups, return_index=True)[1]], kind="stable").tolist()
+    taken, missing = [], k
+    for group in order:
+        if sizes[group] <= missing:
+            taken.append(group)
+            missing -= int(sizes[group])
+    if missing:
+        extra = min((group for group in order if group not in taken), key=lambda group: sizes[group])
+        if k - missing + sizes[extra] > max(n // 2, k):
+            return (
+                None,
+                f"drawn picture by picture: groups of near copies are too large to be held out whole; {optimistic}",
+            )
+        taken.append(extra)
+    copies = int(sizes[sizes > 1].sum())
+    note = (
+        f"drawn in {len(taken)} of {len(sizes)} groups; {copies} of {n} pictures have near copies, which stay together"
+    )
+    return set(np.flatnonzero(np.isin(groups, taken)).tolist()), note
 
 
 def fingerprint(samples: Sequence[Sample], root: Path | str) -> str:
