@@ -46,7 +46,7 @@ def test_train_calibrate_evaluate_predict(tiny_data, tmp_path) -> None:
     assert "was trained on" in run("calibrate", out, tiny_data, "--false-alarm-rate", "0.2", code=1).stderr
 
     figures = json.loads(run("evaluate", out, tiny_data, "--json").stdout)
-    assert set(figures) == {"image", "pixel", "decision", "per_type", "n"}
+    assert set(figures) == {"image", "pixel", "decision", "per_type", "n", "data"}
     assert set(figures["image"]) == {"auroc", "ap", "f1max"}
     assert set(figures["pixel"]) == {"auroc", "ap", "f1max", "aupro_0.3", "aupro_0.05"}
     assert set(figures["decision"]) == {"threshold", "false_alarm_rate", "detection_rate"}

@@ -15,8 +15,9 @@ from cdo_ad.data import read_dataset
 from cdo_ad.data.images import read_image, read_mask
 from cdo_ad.detector import load
 from cdo_ad.documents import finite, relative_name
-from cdo_ad.evaluation import Evaluation, Scored, evaluate, pictures_csv
+from cdo_ad.evaluation import Evaluation, Scored, evaluate
 from cdo_ad.metrics import PixelMetrics
+from cdo_ad.results import pictures_csv
 from cdo_ad.types import GOOD, Sample
 
 

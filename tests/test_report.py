@@ -6,12 +6,12 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from browser import CHROMIUM, browser_page, numbers
 from fakes import make_folder, make_mvtec
 
 pytest.importorskip("torch", reason="the extra `train` is not installed")
@@ -30,7 +30,6 @@ from cdo_ad.report.collect import thumbnails
 from cdo_ad.report.distributions import Distributions, margin_and_overlap
 from cdo_ad.training import train
 
-CHROMIUM = Path("/usr/bin/chromium")
 CONFIG = recipes.get("paper_resnet18").replace(
     image_height=64, image_width=64, epochs=1, weights="none", false_alarm_rate=0.1
 )
@@ -49,19 +48,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def numbers(page: Path) -> dict[str, Any]:
-    """The numbers inside a page."""
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text("utf-8"), re.S)
-    assert found
-    document: dict[str, Any] = json.loads(found[1])
-    return document
-
-
 @pytest.mark.slow
 def test_the_figures_are_those_of_evaluate(run: Path) -> None:
     document = numbers(run / "report.html")
     metrics = json.loads((run / "metrics.json").read_text())
-    assert document["figures"] == metrics
+    assert document["figures"] == {key: value for key, value in metrics.items() if key != "data"}
     assert len(document["pictures"]) == metrics["n"]["good"] + metrics["n"]["anomalous"] == 13
     assert all(p["picture"].startswith("data:image/jpeg") for p in document["pictures"])
     assert sum("mask" in p for p in document["pictures"]) == 6
@@ -133,6 +124,10 @@ def test_in_a_browser_threshold_gallery_and_theme_work(run: Path) -> None:
         before = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.click("#theme")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+        page.emulate_media(media="print")  # the pictures are on paper too, what can only be clicked is not
+        assert page.locator("#cards-pictures img").first.is_visible()
+        assert not page.locator("#theme").is_visible() and not page.locator("#reset").is_visible()
+        page.emulate_media(media="screen")
         page.set_viewport_size({"width": 390, "height": 800})
         page.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=10_000)
         assert complaints == []
@@ -163,30 +158,6 @@ def test_a_data_set_that_is_gone_must_be_named(run: Path, tmp_path: Path) -> Non
     assert read_bundle(copy).data_root == tmp_path / "gone"
     with pytest.raises(BundleError, match="is not there any more"):
         write_report(copy, device="cpu")
-
-
-class browser_page:
-    """A page in headless Chromium without a network, and what it complained about."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __enter__(self) -> tuple[Any, list[str]]:
-        sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-        self.playwright = sync_api.sync_playwright().start()
-        self.browser = self.playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        context = self.browser.new_context(offline=True, color_scheme="light")
-        page = context.new_page()
-        complaints: list[str] = []
-        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
-        page.goto(self.file.resolve().as_uri())
-        return page, complaints
-
-    def __exit__(self, *_: object) -> None:
-        self.browser.close()
-        self.playwright.stop()
 
 
 def test_margin_and_overlap_of_known_distributions() -> None:

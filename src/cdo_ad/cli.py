@@ -176,18 +176,15 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run on labelled test pictures."""
-    from cdo_ad import bundle as bundles
     from cdo_ad.data import read_dataset
     from cdo_ad.evaluation import evaluate as measure
-    from cdo_ad.evaluation import pictures_csv
+    from cdo_ad.results import write_results
 
     size = parse_size(at_size, "--at-size")
     detector = _load(run, device, false_alarm_rate)
     samples = read_dataset(data, layout, category)
     result = measure(detector, samples, at_size=size)
-    document = result.to_json()
-    bundles.write_json(run / bundles.METRICS, document)
-    (run / "pictures.csv").write_text(pictures_csv(result, data), encoding="utf-8")
+    document = write_results(run, result, samples, data, size)
     for failure in result.failures:
         say(f"error: {failure}")
     if as_json:

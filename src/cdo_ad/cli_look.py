@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cdo_ad.cli_common import AsJson, Category, Data, Device, Layout, Rate, Run, parse_size, say, show, show_json
+from cdo_ad.errors import ConfigError
 
 if TYPE_CHECKING:
     from cdo_ad.check import CheckReport
@@ -61,15 +62,32 @@ def check(
 
 def report(
     run: Run,
-    data: Annotated[Path | None, typer.Argument(help="Folder of the data set; default: that of the training.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/report.html.")] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DATA | RUN...]", help="The data set, default that of the training; or more runs to compare with."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: RUN/report.html, of a comparison comparison.html.")
+    ] = None,
     layout: Layout = "auto",
     category: Category = None,
     device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of a comparison's resamples.")] = 0,
 ) -> None:
-    """Write one self-contained HTML page about a run."""
-    from cdo_ad.report import write_report
+    """Write one self-contained HTML page about a run, or one that compares runs evaluated on the same pictures."""
+    from cdo_ad.bundle import CONFIG
+    from cdo_ad.report import write_comparison, write_report
 
+    others = others or []
+    runs = [path for path in others if (path / CONFIG).is_file()]
+    if len(others) > 1 or runs:
+        if strange := [path for path in others if path not in runs]:
+            raise ConfigError(f"{strange[0]} is not a run folder: to compare, name run folders only")
+        show(str(write_comparison([run, *runs], out or Path("comparison.html"), seed=seed)))
+        return
+    data = others[0] if others else None
     show(str(write_report(run, data, out, layout=layout, category=category, device=device)))
 
 

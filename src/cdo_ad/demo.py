@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cdo_ad import bundle as bundles
 from cdo_ad import recipes
 from cdo_ad.data.images import read_image, read_mask
 from cdo_ad.data.layout import read_dataset
@@ -18,6 +17,7 @@ from cdo_ad.detector import Detector, load
 from cdo_ad.draw import side_by_side
 from cdo_ad.evaluation import Evaluation, evaluate
 from cdo_ad.predict import predict_files
+from cdo_ad.results import write_results
 from cdo_ad.training import train
 from cdo_ad.types import Sample
 
@@ -59,7 +59,7 @@ def run_demo(out: Path, *, quick: bool = False, device: str = "auto", seed: int 
         detector = load(run, device=device)
         samples = read_dataset(data)
         evaluation = evaluate(detector, samples)
-        bundles.write_json(run / bundles.METRICS, evaluation.to_json())
+        write_results(run, evaluation, samples, data)
         overlays = out / "overlays" / product
         for _ in predict_files(detector, [data / "test"], overlays):
             pass

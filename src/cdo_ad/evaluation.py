@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +11,14 @@ from PIL import Image
 
 from cdo_ad.data.images import read_mask
 from cdo_ad.detector import Detector, read_ahead, resize_map
-from cdo_ad.documents import finite, relative_name
+from cdo_ad.documents import finite
 from cdo_ad.errors import DataError, ImageError
 from cdo_ad.metrics import PixelMetrics, decision_metrics, image_metrics
+from cdo_ad.pixel_counts import PixelCounts
 from cdo_ad.progress import progress_bar
 from cdo_ad.types import GOOD, MaskArray, Sample
 
-__all__ = ["Evaluation", "Scored", "evaluate", "pictures_csv"]
+__all__ = ["Evaluation", "Scored", "evaluate"]
 
 PIXEL_NAMES = ("auroc", "ap", "f1max", "aupro_0.3", "aupro_0.05")
 
@@ -47,6 +45,8 @@ class Evaluation:
     """One line for each picture or mask that could not be read; those are in no figure."""
     pixel: PixelMetrics | None = field(default=None, repr=False)
     """The pixel metrics' state, for curves; None where no picture has a mask."""
+    counts: PixelCounts | None = field(default=None, repr=False)
+    """Pixels by score of each picture, numbered as in `scored`; only those with a mask, and good ones."""
 
     def to_json(self) -> dict[str, Any]:
         """The figures as a plain dictionary; NaN becomes None."""
@@ -72,6 +72,7 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
     if not test:
         raise DataError("there is no test picture: put pictures in test/good and test/<defect>, see the README")
     pixel = {name: PixelMetrics() for name in sorted({s.defect_type for s in test})}
+    counts = PixelCounts()
     scored: list[Scored] = []
     failures: list[str] = []
     with progress_bar() as bar:
@@ -90,11 +91,12 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
             if mask is not None:
                 anomaly_map = prediction.anomaly_map if at_size is None else resize_map(prediction.anomaly_map, at_size)
                 pixel[sample.defect_type].update(anomaly_map, mask)
+                counts.add(len(scored) - 1, anomaly_map, mask)
     if not scored:
         raise DataError(f"none of the {len(test)} test pictures can be read; the first: {failures[0]}")
     figures, overall = _all_figures(scored, pixel, detector.calibration.image_threshold)
     figures["n"]["failed"] = len(failures)
-    return Evaluation(figures, tuple(scored), tuple(failures), overall)
+    return Evaluation(figures, tuple(scored), tuple(failures), overall, counts)
 
 
 def _all_figures(
@@ -145,14 +147,3 @@ def _figures(scored: Sequence[Scored], pixel: PixelMetrics, threshold: float) ->
         "decision": decision_metrics(labels, scores, threshold),
         "n": {"good": int((~labels).sum()), "anomalous": int(labels.sum())},
     }
-
-
-def pictures_csv(evaluation: Evaluation, root: Path) -> str:
-    """One line a picture: path, type, score, p-value, decision; for spreadsheets and reports."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("path", "defect_type", "score", "p_value", "anomalous"))
-    for item in evaluation.scored:
-        name = relative_name(item.sample.path, root)
-        writer.writerow((name, item.sample.defect_type, repr(item.score), repr(item.p_value), int(item.anomalous)))
-    return buffer.getvalue()

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cdo_ad import bundle as bundles
 from cdo_ad.calibrate import Calibration, conformal_threshold, pictures_needed
 from cdo_ad.data.layout import read_dataset
 from cdo_ad.detector import Detector, load
-from cdo_ad.documents import finite, relative_name
+from cdo_ad.documents import relative_name
 from cdo_ad.errors import BundleError, needs_extra
 from cdo_ad.evaluation import Evaluation, Scored, evaluate
 from cdo_ad.metrics import decision_metrics
 from cdo_ad.plain import sentence
 from cdo_ad.report.collect import Recorder, score_good, synthetic_power
+from cdo_ad.report.page import curve, image_curves, render
 from cdo_ad.types import Sample
 
 __all__ = ["write_report"]
@@ -76,7 +75,7 @@ def write_report(
     document = collect(detector, samples, Path(data))
     target = Path(run) / "report.html" if out is None else Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(render(document), encoding="utf-8")
+    target.write_text(render("report.html.j2", document), encoding="utf-8")
     return target
 
 
@@ -157,13 +156,7 @@ def curves(evaluation: Evaluation) -> dict[str, dict[str, list[float]]]:
     """ROC and precision-recall of pictures; ROC, precision-recall and PRO of pixels; those that exist."""
     labels = np.array([item.sample.anomalous for item in evaluation.scored])
     scores = np.array([item.score for item in evaluation.scored])
-    found = {}
-    if labels.any() and not labels.all():
-        order = np.argsort(-scores, kind="stable")
-        last = np.append(np.diff(scores[order]) != 0, True)  # ties are passed together
-        hits, alarms = np.cumsum(labels[order])[last], np.cumsum(~labels[order])[last]
-        found["image_roc"] = _xy(np.append(0, alarms) / (~labels).sum(), np.append(0, hits) / labels.sum())
-        found["image_pr"] = _xy(hits / labels.sum(), hits / (hits + alarms))
+    found = image_curves(scores, labels)
     pixel = evaluation.pixel
     if pixel is not None:
         for name, points in (
@@ -172,7 +165,7 @@ def curves(evaluation: Evaluation) -> dict[str, dict[str, list[float]]]:
             ("pixel_pro", pixel.pro_curve(0.3, 400)),
         ):
             if points[0].size:
-                found[name] = _xy(*points)
+                found[name] = curve(*points)
     return found
 
 
@@ -206,24 +199,7 @@ def provenance(bundle: bundles.Bundle, root: Path, samples: Sequence[Sample]) ->
     ]
 
 
-def render(document: dict[str, Any]) -> str:
-    """The page, with the plotting library, the styles, the program and the numbers inside."""
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cdo_ad.report"), autoescape=jinja2.select_autoescape(["html", "j2"])
-    )
-    text = json.dumps(finite(document), allow_nan=False).replace("<", "\\u003c")
-    page = environment.get_template("report.html.j2")
-    return page.render(document=document, data=text, plotly=get_plotlyjs())
-
-
 def _bundle(detector: Detector) -> bundles.Bundle:
     if detector.bundle is None:
         raise BundleError("the report needs a detector that was loaded from a run: cdo_ad.load(run)")
     return detector.bundle
-
-
-def _xy(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> dict[str, list[float]]:
-    return {"x": np.round(x, 5).tolist(), "y": np.round(y, 5).tolist()}

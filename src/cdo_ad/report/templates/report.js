@@ -1,14 +1,4 @@
 "use strict";
-const D = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
-const el = (tag, attributes = {}, ...children) => {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-};
-const number = (v, digits = 3) => (v === null || v === undefined || Number.isNaN(v) ? "–" : v.toFixed(digits));
-const percent = (v) => (v === null || v === undefined || Number.isNaN(v) ? "–" : (100 * v).toFixed(1) + " %");
 const state = { threshold: D.threshold, shown: 24 };
 
 // ---- binomial interval (Clopper-Pearson), as the package computes it
@@ -39,10 +29,6 @@ function judged(pictures) {
   const good = pictures.filter((p) => !p.anomalous), bad = pictures.filter((p) => p.anomalous);
   return { alarms: rate(count(good), good.length), found: rate(count(bad), bad.length) };
 }
-const card = (title, value, note, id) => {
-  const big = el("b", id ? { id } : {}, value);
-  return el("div", { class: "card" }, el("span", {}, title), big, el("span", {}, note));
-};
 
 function showDecision() {
   const { alarms, found } = judged(D.pictures);
@@ -83,10 +69,6 @@ function showTypes() {
     }));
   }
 }
-function table(id, head, rows, now = () => false) {
-  const body = rows.map((row) => el("tr", now(row) ? { class: "now" } : {}, ...row.map((cell) => el("td", {}, String(cell)))));
-  $(id).replaceChildren(el("thead", {}, el("tr", {}, ...head.map((h) => el("th", {}, h)))), el("tbody", {}, ...body));
-}
 function showCosts() {
   if (!D.labelled) return;
   const rows = D.costs.map((c) => c.missing
@@ -107,17 +89,6 @@ function showRanks() {
     card("AU-PRO 0.05", number(f.pixel["aupro_0.05"]), "false positives up to 5 %"));
 }
 
-// ---- charts
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
-function layout(title, x, y, extra = {}) {
-  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), automargin: true };
-  return { title: { text: title, font: { size: 14 } }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: css("--fg"), family: "system-ui, sans-serif", size: 12 }, margin: { l: 52, r: 14, t: 40, b: 44 },
-    legend: { y: 1, yanchor: "top", x: 1, xanchor: "right", bgcolor: "rgba(0,0,0,0)" },
-    xaxis: { ...axis, title: { text: x }, ...(extra.xaxis || {}) }, yaxis: { ...axis, title: { text: y }, ...(extra.yaxis || {}) },
-    ...(extra.more || {}) };
-}
 const line = () => ({ type: "line", x0: state.threshold, x1: state.threshold, yref: "paper", y0: 0, y1: 1,
   line: { color: css("--fg"), width: 2, dash: "dash" } });
 function drawHistogram() {
@@ -180,7 +151,7 @@ function drawTraining() {
     { type: "scatter", mode: "lines+markers", name: "loss", x, y: D.training.map((r) => r.loss), line: { color: css("--accent") } },
     { type: "scatter", mode: "lines", name: "learning rate", x, y: D.training.map((r) => r.lr), yaxis: "y2", line: { color: css("--soft"), dash: "dot" } },
   ], layout("Training", "epoch", "loss", { xaxis: { dtick: x.length > 20 ? undefined : 1 },
-    more: { margin: { l: 52, r: 64, t: 40, b: 44 }, yaxis2: { overlaying: "y", side: "right", title: { text: "learning rate" }, showgrid: false } } }), CONFIG);
+    more: { margin: { l: 52, r: 64, t: 40, b: 44 }, yaxis2: { overlaying: "y", side: "right", automargin: true, title: { text: "learning rate" }, showgrid: false } } }), CONFIG);
 }
 
 // ---- gallery
@@ -228,7 +199,6 @@ function moved() {
   });
 }
 function draw() { drawHistogram(); drawCurves(); drawDistributions(); drawTraining(); }
-function theme(name) { document.documentElement.dataset.theme = name; draw(); }
 function start() {
   const scores = D.pictures.map((p) => p.score).concat(D.calibration, D.threshold);
   const low = Math.min(...scores), high = Math.max(...scores);
@@ -242,12 +212,8 @@ function start() {
   for (const id of ["filter-what", "filter-type", "sort"]) $(id).addEventListener("change", () => { state.shown = 24; showGallery(); });
   $("more").addEventListener("click", () => { state.shown += 48; showGallery(); });
   $("source").addEventListener("change", drawDistributions);
-  $("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
-  let before = "light";
-  window.addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; theme("light"); });
-  window.addEventListener("afterprint", () => theme(before));
   $("failures").replaceChildren(...D.failures.map((f) => el("p", {}, "not judged: " + f)));
   showDecision(); showCosts(); showRanks(); showTypes(); showMargins(); showGallery();
-  theme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  startTheme(draw);
 }
 start();
