@@ -1,4 +1,4 @@
-"""The verbs that look at data and runs instead of making them: `check`, `report`, `drift`. Joined to `cdo_ad.cli`."""
+"""The verbs that look at data and runs: `check`, `report`, `table`, `drift`. Joined to `cdo_ad.cli`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def join(app: typer.Typer) -> None:
     """Add the verbs of this module to the command line."""
     app.command()(check)
     app.command()(report)
+    app.command()(table)
     app.command()(drift)
 
 
@@ -89,6 +90,27 @@ def report(
         return
     data = others[0] if others else None
     show(str(write_report(run, data, out, layout=layout, category=category, device=device)))
+
+
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, evaluated.")],
+    out: Annotated[
+        list[Path] | None, typer.Option(help="File to write, .html, .csv or .tex; may be repeated; default: print.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put runs in a table: by product and differing settings, mean and deviation over seeds, beside published ones."""
+    from cdo_ad.report.table_files import to_text, write_table
+    from cdo_ad.report.tables import make_table
+
+    made = make_table(runs)
+    for file in out or []:
+        write_table(made, file)
+        say(str(file))
+    if as_json:
+        show_json(made.to_json())
+    elif not out:
+        show(to_text(made))
 
 
 def drift(
