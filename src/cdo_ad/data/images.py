@@ -29,8 +29,10 @@ __all__ = [
     "MAX_PIXELS",
     "as_rgb",
     "decode_image",
+    "decode_reduced",
     "image_size",
     "list_images",
+    "read_bytes",
     "read_image",
     "read_mask",
     "write_png16",
@@ -81,7 +83,7 @@ def read_image(path: Path | str) -> UInt8Array:
     Raises:
         ImageError: if the file is missing, empty, truncated, not a picture or above `MAX_PIXELS`.
     """
-    return decode_image(_read_bytes(path), str(path))
+    return decode_image(read_bytes(path), str(path))
 
 
 def decode_image(data: bytes, name: str = "<bytes>") -> UInt8Array:
@@ -102,6 +104,34 @@ def decode_image(data: bytes, name: str = "<bytes>") -> UInt8Array:
     return np.require(_upright(rgb, orientation), requirements=["C", "W"])
 
 
+def decode_reduced(data: bytes, name: str, least: int) -> tuple[UInt8Array, tuple[int, int]]:
+    """Decode a picture for a quick look: a JPEG at a half, a quarter or an eighth of its size, others in full.
+
+    A reduced JPEG costs a third of a whole one. The whole file is read, so a truncated one is found all the same; its
+    pixels are means over blocks (libjpeg's scaled inverse transform).
+
+    Args:
+        data: the whole file.
+        name: what error messages call the picture.
+        least: pixels; a JPEG is not reduced so far that a side falls below this.
+
+    Returns:
+        (h, w, 3) uint8 RGB, upright, and (H, W) of the picture itself.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    picture = _open(data, name)
+    if isinstance(picture, np.ndarray) or picture.format != "JPEG":
+        rgb = decode_image(data, name)
+        return rgb, (rgb.shape[0], rgb.shape[1])
+    width, height = picture.size
+    picture.draft(picture.mode, (least, least))
+    loaded, orientation = _loaded(picture, data, name)
+    rgb = np.ascontiguousarray(_upright(_picture_to_rgb(loaded, name), orientation))
+    return rgb, (width, height) if orientation >= 5 else (height, width)
+
+
 def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:
     """Read a pixel mask: True where the defect is.
 
@@ -120,7 +150,7 @@ def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> npt.NDA
     Raises:
         ImageError: as `read_image`, or if the mask's size is not `shape`.
     """
-    picture, orientation = _load(_read_bytes(path), str(path))
+    picture, orientation = _load(read_bytes(path), str(path))
     values = _upright(_mask_values(picture, str(path)), orientation)
     if shape is not None and values.shape != tuple(shape):
         raise ImageError(
@@ -178,7 +208,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
     Raises:
         ImageError: if the file is missing or is no picture.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     picture = _open(data, str(path))
     if isinstance(picture, np.ndarray):
         height, width = picture.shape[:2]
@@ -228,7 +258,8 @@ def write_png16(path: Path | str, array: npt.NDArray[np.uint16]) -> None:
         raise ImageError(f"{path}: cannot be written ({_reason(error)}): check the folder and its rights") from error
 
 
-def _read_bytes(path: Path | str) -> bytes:
+def read_bytes(path: Path | str) -> bytes:
+    """The content of a picture's file; raises ImageError, which names it, if it is missing, unreadable or empty."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -243,13 +274,16 @@ def _read_bytes(path: Path | str) -> bytes:
 def _load(data: bytes, name: str) -> tuple[Image.Image | AnyArray, int]:
     """Decode all pixels; the second value is the EXIF orientation that is still to be applied."""
     picture = _open(data, name)
-    if not isinstance(picture, np.ndarray):
-        try:
-            picture.load()
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's plugins raise many kinds on broken files
-            raise ImageError(f"{name}: the picture is truncated or damaged ({_reason(error)}): {_REMEDY}") from error
+    return (picture, _orientation(picture, data)) if isinstance(picture, np.ndarray) else _loaded(picture, data, name)
+
+
+def _loaded(picture: Image.Image, data: bytes, name: str) -> tuple[Image.Image, int]:
+    try:
+        picture.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many kinds on broken files
+        raise ImageError(f"{name}: the picture is truncated or damaged ({_reason(error)}): {_REMEDY}") from error
     return picture, _orientation(picture, data)
 
 

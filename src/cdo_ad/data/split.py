@@ -32,6 +32,8 @@ class GoodSplit:
     """How they were drawn, in one line for people."""
     grouped: bool
     """True where no held-out picture has a near copy among those to train on."""
+    limit: int | None = None
+    """Bits of the hashes up to which pictures counted as near copies; None where that was not asked for."""
 
 
 def hold_out(
@@ -91,20 +93,16 @@ def split_good(
     n = len(train)
     k = min(max(round(share * n), min(minimum, n // 2)), n - 1)
     draw = np.random.PCG64(seed).random_raw(n)
-    whole, note = (None, "drawn picture by picture") if hashes is None else _whole_groups(train, hashes, k, draw)
+    whole, note, limit = None, "drawn picture by picture", None
+    if hashes is not None:
+        bits = np.stack([hashes[sample.path] for sample in train])
+        limit = near_limit(bits)
+        note += ": the pictures are so alike that near copies cannot be told from others"
+        if limit >= 0:
+            whole, note = _draw_groups(near_groups(bits, limit), k, draw)
     drawn = set(np.argsort(draw, kind="stable")[:k].tolist()) if whole is None else whole
     fit = [sample for i, sample in enumerate(train) if i not in drawn]
-    return GoodSplit(fit, [sample for i, sample in enumerate(train) if i in drawn], note, whole is not None)
-
-
-def _whole_groups(
-    train: Sequence[Sample], hashes: Mapping[Path, npt.NDArray[np.bool_]], k: int, draw: npt.NDArray[np.uint64]
-) -> tuple[set[int] | None, str]:
-    bits = np.stack([hashes[sample.path] for sample in train])
-    limit = near_limit(bits)
-    if limit < 0:
-        return None, "drawn picture by picture: the pictures are so alike that near copies cannot be told from others"
-    return _draw_groups(near_groups(bits, limit), k, draw)
+    return GoodSplit(fit, [sample for i, sample in enumerate(train) if i in drawn], note, whole is not None, limit)
 
 
 def _draw_groups(groups: IntArray, k: int, draw: npt.NDArray[np.uint64]) -> tuple[set[int] | None, str]:
