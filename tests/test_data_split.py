@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from cdo_ad.data import fingerprint, hold_out, read_dataset, split_good
+from cdo_ad.data import fingerprint, hold_out, read_dataset, split_by_part, split_good
 from cdo_ad.data.duplicates import hash_pictures, near_groups
-from cdo_ad.errors import ConfigError, DataError
+from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.types import Sample
 from fakes import make_mvtec, make_mvtec3d, make_picture, write
 
@@ -160,6 +161,31 @@ def test_pictures_of_one_part_are_hashed_alike(tmp_path: Path) -> None:
     assert list(hashes) == paths
     near, far = ((hashes[paths[0]] ^ hashes[p]).sum() for p in paths[1:])
     assert near < 40 < far
+
+
+def test_pictures_are_hashed_where_a_draw_needs_them(tmp_path: Path) -> None:
+    pytest.importorskip("imagehash", reason="the extra `train` is not installed")
+    rng = np.random.default_rng(5)
+    for i in range(30):  # 30 parts, each under three exposures
+        coarse = Image.fromarray(rng.integers(60, 200, (9, 9), dtype=np.uint8))
+        part = np.asarray(coarse.resize((96, 96), Image.Resampling.BICUBIC)).astype(float)
+        for k, gain in enumerate((1.0, 0.7, 0.5)):
+            write(tmp_path / "a" / "train" / "good" / f"{k}_{i:02d}.png", (part * gain).astype(np.uint8))
+    samples = read_dataset(tmp_path / "a")
+    done: list[int] = []
+    split = split_by_part(samples, seed=4, advance=lambda: done.append(1))
+    assert split.grouped and len(done) == 90 and split.limit is not None
+    parts = [{s.path.stem[2:] for s in side} for side in (split.fit, split.calibration)]
+    assert not parts[0] & parts[1] and 20 <= len(split.calibration) <= 23
+    apart = [{s.path.stem[2:] for s in side} for side in hold_out(samples, seed=4)]
+    assert apart[0] & apart[1]
+    broken = samples[0].path
+    broken.write_bytes(broken.read_bytes()[:50])
+    with pytest.raises(ImageError, match=broken.name):
+        split_by_part(samples)
+    own = make_mvtec3d(tmp_path / "b")
+    next((own / "bagel" / "train").rglob("*.png")).write_bytes(b"never read")
+    assert len(split_by_part(read_dataset(own)).calibration) == 3
 
 
 def test_fingerprint_follows_the_data_and_not_the_place(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from cdo_ad.calibrate import Calibration
 from cdo_ad.drift import DriftTest, drift
 from cdo_ad.errors import ConfigError
+from fakes import make_folder
 
 
 def test_good_streams_are_falsely_accused_at_most_as_often_as_promised() -> None:
@@ -69,3 +73,35 @@ def test_wrong_arguments() -> None:
         drift([1.0], [1.0], alpha=0)
     with pytest.raises(ConfigError, match="at least one picture"):
         drift([1.0], [])
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    """A run whose calibration fits the stream, and one whose calibration scored far lower; a broken file in between."""
+    pytest.importorskip("torch", reason="the extra `train` is not installed")
+    from typer.testing import CliRunner
+
+    from cdo_ad.cli import app
+    from runs import make_run
+
+    run = make_run(tmp_path, size=(32, 64)).path
+    stream = make_folder(tmp_path / "stream", good=12, defective=0, ending=".png") / "good"
+    (stream / "004.png").write_bytes((stream / "004.png").read_bytes()[:200])
+    words = ["drift", str(run), str(stream), "--device", "cpu"]
+    calm = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert calm.exit_code == 0 and calm.stdout.startswith("no drift: 11 pictures look like those of the calibration")
+    assert "passed over" in calm.stderr and "004.png" in calm.stderr and len(calm.stdout.splitlines()) == 1
+    low = [i * 1e-6 for i in range(1, 41)]
+    (run / "calibration.json").write_text(json.dumps(Calibration.fit(low, low, 0.1).to_json()))
+    risen = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    found = json.loads(risen.stdout)
+    assert risen.exit_code == 1 and found["drifted"] and found["n"] == 11 and found["first"] < 8
+    assert f"drift at picture {found['first'] + 1} of 11" in found["sentence"]
+    scores = [
+        json.loads(line)["score"]
+        for line in CliRunner().invoke(app, ["predict", *words[1:], "--json"]).stdout.splitlines()
+        if "error" not in json.loads(line)
+    ]
+    assert drift(low, scores).to_json() == found
+    patient = CliRunner().invoke(app, [*words, "--alpha", "1e-30"], catch_exceptions=False)
+    assert patient.exit_code == 0
+    assert "alpha must lie" in str(CliRunner().invoke(app, [*words, "--alpha", "2"]).exception)

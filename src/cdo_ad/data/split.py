@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.data.duplicates import near_groups, near_limit
+from cdo_ad.data.duplicates import hash_pictures, near_groups, near_limit
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.types import Sample
 
-__all__ = ["GoodSplit", "fingerprint", "hold_out", "split_good"]
+__all__ = ["GoodSplit", "fingerprint", "hold_out", "split_by_part", "split_good"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -42,6 +42,32 @@ def hold_out(
     """(fit, calibration) of `split_good`, drawn picture by picture: near copies can fall on both sides."""
     split = split_good(samples, share, minimum, seed)
     return split.fit, split.calibration
+
+
+def split_by_part(
+    samples: Sequence[Sample],
+    share: float = 0.1,
+    minimum: int = 20,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
+) -> GoodSplit:
+    """`split_good` with the hashes of the training pictures; they are read where the data set leaves the draw to us.
+
+    Args:
+        samples: see `split_good`.
+        share: see `split_good`.
+        minimum: see `split_good`.
+        seed: see `split_good`.
+        advance: called once for each picture that was hashed.
+
+    Raises:
+        ConfigError, DataError: as `split_good`.
+        ImageError: a training picture that cannot be read.
+        MissingExtraError: if the extra `train` is not installed.
+    """
+    train = [sample.path for sample in samples if sample.split == "train"]
+    drawn = len(train) > 1 and not any(sample.split == "calibration" for sample in samples)
+    return split_good(samples, share, minimum, seed, hash_pictures(train, advance) if drawn else None)
 
 
 def split_good(

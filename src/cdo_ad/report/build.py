@@ -189,6 +189,7 @@ def provenance(bundle: bundles.Bundle, root: Path, samples: Sequence[Sample]) ->
         ("trained on", f"{about['data']['root']} {about['data']['category']}".strip()),
         ("good pictures trained on", str(len(about["data"]["fit"]))),
         ("good pictures held out for calibration", str(len(about["data"]["calibration"]))),
+        ("how they were held out", about["data"].get("split", "drawn picture by picture")),
         ("fingerprint of the training data", about["data"]["fingerprint"]),
         ("recipe", settings.pop("recipe")),
         ("seed", str(about["seed"])),
