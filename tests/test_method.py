@@ -14,7 +14,7 @@ from cdo_ad.method.backbone import PACKAGED, create_backbone
 from cdo_ad.method.discrepancy import anomaly_map, discrepancies, discrepancies_plain, image_score
 from cdo_ad.method.loss import collaborative_loss
 from cdo_ad.method.network import CdoNetwork
-from cdo_ad.method.resize import antialias_matrix, blur_matrix, corners_matrix, halfpixel_matrix, resize
+from cdo_ad.method.resize import blur_matrix, corners_matrix, halfpixel_matrix, resize
 from cdo_ad.method.synthesis import foreground, image_seed, white_noise
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "seed_reference.npz"
@@ -112,6 +112,15 @@ def test_matrices_equal_interpolate(target, source) -> None:
     corners = F.interpolate(x, size=target, mode="linear", align_corners=True)
     assert torch.allclose(x @ halfpixel_matrix(target, source).T, half)
     assert torch.allclose(x @ corners_matrix(target, source).T, corners)
+
+
+def antialias_matrix(target: int, source: int) -> torch.Tensor:
+    """(target, source): a triangle filter as wide as the shrink factor, written down independently."""
+    scale = source / target
+    centre = (torch.arange(target, dtype=torch.float64) + 0.5) * scale
+    distance = (torch.arange(source, dtype=torch.float64) + 0.5)[None, :] - centre[:, None]
+    weight = (1 - distance.abs() / max(scale, 1.0)).clamp(min=0)
+    return weight / weight.sum(dim=1, keepdim=True)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (300, 41), (20, 500)])

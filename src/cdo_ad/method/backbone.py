@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.name = name
-        self.body, self.indices = _build(name, image_size)
+        self.body = _build(name, image_size)
         config: dict[str, Any] = getattr(self.body, "pretrained_cfg", {})
         self.mean: tuple[float, float, float] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std: tuple[float, float, float] = tuple(config.get("std", (0.229, 0.224, 0.225)))
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
         return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
 
 
-def _build(name: str, image_size: tuple[int, int]) -> tuple[nn.Module, tuple[int, ...]]:
+def _build(name: str, image_size: tuple[int, int]) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
         raise ConfigError(f"backbone {name!r}: timm has no such model" + (f"; near names: {near}" if near else ""))
@@ -70,7 +70,7 @@ def _build(name: str, image_size: tuple[int, int]) -> tuple[nn.Module, tuple[int
     except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError) as error:
         raise ConfigError(f"backbone {name!r} does not offer {LEVELS} feature maps: {error}") from error
     _drop_unused_stages(body)
-    return body, extra["out_indices"]
+    return body
 
 
 def _choose_levels(strides: list[int]) -> list[int]:

@@ -7,8 +7,6 @@ up-sampling followed by blur is one matrix.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -72,15 +70,3 @@ def _linear(position: Tensor, source: int) -> Tensor:
     if source > 1:
         matrix.scatter_add_(1, low[:, None] + 1, fraction[:, None])
     return matrix
-
-
-def antialias_matrix(target: int, source: int) -> Tensor:
-    """(target, source) float64 matrix of the resize above along one axis: `resize(x) = A_h @ x @ A_w.T`."""
-    scale = source / target
-    support = max(scale, 1.0)
-    centre = (torch.arange(target, dtype=torch.float64) + 0.5) * scale
-    distance = (torch.arange(source, dtype=torch.float64) + 0.5)[None, :] - centre[:, None]
-    weight = (1 - distance.abs() / support).clamp(min=0)
-    if math.isclose(scale, 1.0):
-        return torch.eye(source, dtype=torch.float64)
-    return weight / weight.sum(dim=1, keepdim=True)
