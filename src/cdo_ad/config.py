@@ -10,11 +10,13 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from cdo_ad.errors import ConfigError
 
-__all__ = ["Config", "Optimizer", "Schedule"]
+__all__ = ["ANOMALY_KINDS", "AnomalyKind", "BackgroundRule", "Config", "Optimizer", "Schedule"]
 
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["exponential", "step", "one-cycle", "constant"]
 BackgroundRule = Literal["none", "extremes", "border"]
+AnomalyKind = Literal["noise", "perlin", "cut", "shade", "line", "spot", "smear"]
+ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +37,12 @@ class Config:
 
     mom: bool = True
     """Margin optimisation: perturb training pictures and learn to disagree there."""
+    synthesis: str = "noise"
+    """Kinds of synthetic anomalies that MOM draws, one a picture where there are several: `noise` (the paper's white
+    noise), `perlin`, `cut`, `shade`, `line`, `spot`, `smear`; see `cdo_ad.method.anomalies`. Joined by commas."""
     background: BackgroundRule = "none"
     """Where perturbations may be centred: `none` anywhere; `extremes` not on near-black or near-white (the paper, for
-    some categories); `border` not on what looks like the picture's edge."""
+    some categories); `border` not on what looks like the picture's edge. Of white noise only."""
     oom: bool = True
     """Overlap optimisation: hard pixels weigh more."""
     gamma: float = 2.0
@@ -61,6 +66,16 @@ class Config:
     seed: int = 111
     """Seed of everything random: start weights, order, perturbations, split."""
 
+    density: bool = False
+    """Add a second view: how improbable the expert's features are at each position, fitted after the training (see
+    `cdo_ad.method.density`)."""
+    view_shares: str = "auto"
+    """With a density: how much of the anomaly map each view gets. `auto` learns it from good pictures and synthetic
+    anomalies (`cdo_ad.method.fusion`), `equal`, or four numbers that sum to 1, e.g. `0.4,0.2,0.2,0.2`: disagreement,
+    density of level 2, of level 3, of shade."""
+    density_context: int = 8
+    """Components of the whole picture's appearance that the density is conditional on; 0 for none."""
+
     blur_sigma: float = 4.0
     """Standard deviation of the Gaussian blur of the anomaly map, pixels of the input."""
     score_top: float = 0.0
@@ -70,6 +85,9 @@ class Config:
     """Share of the good pictures that is held out for calibration and never trained on."""
     calibration_minimum: int = 20
     """Hold out at least this many where there are twice as many."""
+    keep_copies_together: bool = True
+    """Hold out whole groups of near copies, such as one part under two exposures, so that thresholds hold for new
+    parts."""
     false_alarm_rate: float = 0.05
     """Share of good pictures that may be called anomalous, on average."""
     precision: str = "32-true"
@@ -85,6 +103,9 @@ class Config:
         _need(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
         _need(0 < self.decay <= 1, f"decay must lie in (0, 1], got {self.decay}")
         _need(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        _need(self.density_context >= 0, f"density_context must be >= 0, got {self.density_context}")
+        self.shares()
+        self.kinds()
         _need(self.blur_sigma >= 0, f"blur_sigma must be >= 0, got {self.blur_sigma}")
         _need(0 <= self.score_top < 1, f"score_top must lie in [0, 1), got {self.score_top}")
         _need(0 < self.calibration_share < 1, f"calibration_share must lie in (0, 1), got {self.calibration_share}")
@@ -95,6 +116,28 @@ class Config:
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the networks' input in pixels."""
         return self.image_height, self.image_width
+
+    def shares(self) -> tuple[float, ...] | None:
+        """`view_shares` as numbers; None where they are learned."""
+        if self.view_shares == "auto":
+            return None
+        if self.view_shares == "equal":
+            return (0.25,) * 4
+        try:
+            numbers = tuple(float(text) for text in self.view_shares.split(","))
+        except ValueError:
+            numbers = ()
+        good = len(numbers) == 4 and min(numbers) >= 0 and abs(sum(numbers) - 1) < 1e-6
+        _need(good, f"view_shares must be auto, equal or four numbers that sum to 1, got {self.view_shares!r}")
+        return numbers
+
+    def kinds(self) -> tuple[AnomalyKind, ...]:
+        """`synthesis` as names."""
+        names = [name.strip() for name in self.synthesis.split(",")]
+        kinds = tuple(kind for kind in ANOMALY_KINDS if kind in names)
+        known = len(kinds) == len(set(names))
+        _need(known, f"synthesis must be names out of {', '.join(ANOMALY_KINDS)}; got {self.synthesis!r}")
+        return kinds
 
     def _check_types(self) -> None:
         for name, hint in _hints().items():

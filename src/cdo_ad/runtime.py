@@ -73,7 +73,7 @@ def load_network(config: Config, model_file: Path) -> CdoNetwork:
         from safetensors.torch import load_model
 
         from cdo_ad.method.network import CdoNetwork
-    network = CdoNetwork(config.backbone, config.image_size, "none", config.blur_sigma, config.score_top)
+    network = CdoNetwork.from_config(config, weights="none")
     try:
         load_model(network, str(model_file))
     except Exception as error:  # safetensors raises its own type for a truncated file, RuntimeError for other tensors

@@ -17,8 +17,10 @@ from typing import Any
 from cdo_ad import bundle as bundles
 from cdo_ad.calibrate import Calibration, check_count
 from cdo_ad.config import Config
-from cdo_ad.data import hold_out, read_dataset
+from cdo_ad.data import GoodSplit, read_dataset, split_good
+from cdo_ad.data.duplicates import hash_pictures
 from cdo_ad.data.split import fingerprint
+from cdo_ad.detector import calibration_scores
 from cdo_ad.errors import BundleError, ConfigError, TrainingError, needs_extra
 from cdo_ad.progress import progress_bar
 from cdo_ad.provenance import revision, versions
@@ -32,10 +34,12 @@ with needs_extra("train", "training"):
     from torch.utils.data import DataLoader, Dataset
 
     from cdo_ad.data.dataset import ImageStore
+    from cdo_ad.method.anomalies import mixed
     from cdo_ad.method.discrepancy import discrepancies
+    from cdo_ad.method.fitting import fit_views
     from cdo_ad.method.loss import collaborative_loss
     from cdo_ad.method.network import CdoNetwork
-    from cdo_ad.method.synthesis import image_seed, white_noise
+    from cdo_ad.method.synthesis import image_seed
     from cdo_ad.runtime import TorchRuntime
 
 __all__ = ["MEMORY_BUDGET", "train"]
@@ -85,24 +89,25 @@ def train(
     data, out = Path(data), Path(out)
     bundles.check_writable(out)
     samples = [s for s in read_dataset(data, layout, category) if s.split != "test"]
-    fit, held_out = hold_out(samples, config.calibration_share, config.calibration_minimum, config.seed)
+    split = _split(samples, config)
+    fit, held_out = split.fit, split.calibration
     check_count(len(held_out), config.false_alarm_rate)
     fabric = Fabric(accelerator=device, devices=devices, precision=config.precision)  # type: ignore[arg-type]
     fabric.launch()
-    provenance = _provenance(data, samples, fit, held_out, category, config, fabric)
+    provenance = _provenance(data, samples, split, category, config, fabric)
     with fabric.rank_zero_first():
         work = _Work(out, config, provenance["data"]["fingerprint"], resume, fabric.is_global_zero)
     store = _load(fit, config, memory_budget, workers)
     torch.manual_seed(config.seed)
-    network = CdoNetwork(config.backbone, config.image_size, config.weights, config.blur_sigma, config.score_top).to(
-        memory_format=torch.channels_last
-    )
+    network = CdoNetwork.from_config(config).to(memory_format=torch.channels_last)
     _fit(fabric, network, store, config, work, workers)
     if not fabric.is_global_zero:
         fabric.barrier()
         return bundles.read_bundle(out)
     network.eval()
-    scores, maxima = calibration_scores(network, fabric.device, [s.path for s in held_out])
+    if config.density:
+        _fit_views(network, store, config, fabric.device)
+    scores, maxima = calibration_scores(TorchRuntime(network, fabric.device), [s.path for s in held_out])
     with bundles.write_folder(out) as folder:
         write_run(folder, network, config, provenance, Calibration.fit(scores, maxima, config.false_alarm_rate))
         work.move_logs(folder)
@@ -111,13 +116,13 @@ def train(
     return bundles.read_bundle(out)
 
 
-def calibration_scores(
-    network: CdoNetwork, device: torch.device, paths: Sequence[Path]
-) -> tuple[list[float], list[float]]:
-    """Image scores and largest map values of good pictures, through the very path that new pictures take."""
-    from cdo_ad.detector import calibration_scores as score_pictures
-
-    return score_pictures(TorchRuntime(network, device), paths)
+def _split(samples: Sequence[Sample], config: Config) -> GoodSplit:
+    hashes = None
+    if config.keep_copies_together and all(s.split == "train" for s in samples):
+        with progress_bar() as bar:
+            task = bar.add_task("looking for near copies", total=len(samples), note="")
+            hashes = hash_pictures([s.path for s in samples], lambda: bar.update(task, advance=1))
+    return split_good(samples, config.calibration_share, config.calibration_minimum, config.seed, hashes)
 
 
 def write_run(
@@ -135,8 +140,7 @@ def write_run(
 def _provenance(
     data: Path,
     samples: Sequence[Sample],
-    fit: Sequence[Sample],
-    held_out: Sequence[Sample],
+    split: GoodSplit,
     category: str | None,
     config: Config,
     fabric: Fabric,
@@ -147,8 +151,9 @@ def _provenance(
             "root": str(root),
             "category": category or samples[0].category,
             "fingerprint": fingerprint(samples, data),
-            "fit": [s.path.resolve().relative_to(root).as_posix() for s in fit],
-            "calibration": [s.path.resolve().relative_to(root).as_posix() for s in held_out],
+            "fit": [s.path.resolve().relative_to(root).as_posix() for s in split.fit],
+            "calibration": [s.path.resolve().relative_to(root).as_posix() for s in split.calibration],
+            "split": split.note,
         },
         "seed": config.seed,
         "device": str(fabric.device),
@@ -235,6 +240,26 @@ class _Indexed(Dataset[tuple[int, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
         return index, self.store[index]
+
+
+def _fit_views(network: CdoNetwork, store: ImageStore, config: Config, device: torch.device) -> None:
+    with progress_bar() as bar:
+        task = bar.add_task("fitting the density", total=len(store), note="")
+        fit_views(
+            network,
+            _unperturbed(store, config, device),
+            len(store),
+            config.shares(),
+            config.seed,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _unperturbed(store: ImageStore, config: Config, device: torch.device) -> Iterator[Tensor]:
+    """Every picture once, in random order."""
+    order = torch.randperm(len(store), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    for start in range(0, len(order), config.batch_size):
+        yield torch.stack([store[i] for i in order[start : start + config.batch_size]]).to(device)
 
 
 def _batches(count: int, batch_size: int, seed: int, epoch: int, rank: int, world: int) -> list[list[int]]:
@@ -330,7 +355,7 @@ def _loss(
     fabric: Fabric, network: CdoNetwork, apprentice: nn.Module, images: Tensor, seeds: list[int], config: Config
 ) -> Tensor:
     if config.mom:
-        images, mask = white_noise(images, seeds, config.background)
+        images, mask = mixed(images, config.kinds(), seeds, config.background)
     else:
         mask = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
     with fabric.autocast():

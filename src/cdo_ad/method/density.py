@@ -1,64 +1,74 @@
-"""A second view beside the disagreement: how probable the expert's own features are at each place of the picture.
+"""A second view beside the disagreement: how probable what the expert sees is at each place of the picture.
 
-One full Gaussian for each position of a grid, over the expert's feature vectors there (Defard et al., PaDiM, ICPR 2021,
-with all channels instead of a random hundred). It needs one pass over the good pictures, no gradient, and at inference
-only the expert's forward pass, which the disagreement has paid for already.
+Three Gaussians a position, each over good pictures (Defard et al., PaDiM, ICPR 2021, has one over all levels):
+the expert's second and third level, for defects of structure, small and large, and the picture's own colours on a
+coarse grid, for large changes of shade, which features of an ImageNet network hardly show. It needs one pass over the
+good pictures, no gradient, and at inference only the expert's forward pass, which the disagreement has paid for.
 
 - Features are averaged over 3 x 3 neighbours first: it steadies the covariance and enlarges what a position sees.
-- A group holds the levels that share one grid; finer levels are averaged down to it. Small defects show on a fine grid,
-  large and structural ones where levels are joined on a coarse one.
-- Moments are summed in float64, so pictures come in any number and order; no picture is kept.
-- The distance is divided by what a *new* good picture has on average. Distances of the fitted pictures are too small
-  (with as many channels as pictures, by far); what leaving each out would give follows from the same moments.
+- What a position looks like follows in part from how the whole picture looks (exposure, batch of material): each
+  Gaussian is conditional on the leading components of a description of the whole picture, a linear regression.
+  Otherwise such changes fill the covariance and hide defects.
+- Moments are summed in float64, so pictures come in any number and order.
+- Each map is divided by the image score that it gives a *new* good picture on average, so that equal weights give each
+  view an equal say in what is a false alarm. Scores of the fitted pictures would be too small (with as many channels
+  as pictures, by far); what leaving each picture out would give follows from the same moments.
+- Levels of many channels are cut to a fixed random choice of them, as PaDiM does: memory grows with their square.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdo_ad.errors import ConfigError
-from cdo_ad.method.resize import halfpixel_matrix
+from cdo_ad.method.discrepancy import map_matrix
 
-__all__ = ["SHRINKAGE", "Density", "Gaussian", "Moments", "group_vectors"]
+__all__ = ["VIEWS", "Density", "Gaussian", "Moments", "position_vectors", "shades", "to_grid"]
 
+VIEWS = ("density of level 2", "density of level 3", "density of shade")
+LEVELS = (1, 2)
+"""Indices of the expert's levels that have a Gaussian."""
+CHANNELS = 128
+"""Most channels of a level that are used."""
 SHRINKAGE = 0.01
-"""Share of the mean variance that is added to each covariance's diagonal."""
+"""Share of the mean variance that is added to each covariance's diagonal; more for shades, whose noise is small."""
+SHADE_SHRINKAGE = 0.05
+SHADE_CELLS = 16
+"""Cells of the grid of shades along the picture's longer side."""
+PICTURES_A_COMPONENT = 10
+"""Good pictures that each component of the context needs: fewer would fit chance."""
 
-Groups = Sequence[Sequence[int]]
-"""For each group the indices of its levels, coarsest last; the last one gives the grid."""
+
+def position_vectors(features: Tensor, pool: int = 3) -> Tensor:
+    """(B, C, H, W) maps to (H * W, B, C) float32, each the mean of `pool` x `pool` neighbours, of those that exist."""
+    values = features.float()
+    if pool > 1:
+        values = F.avg_pool2d(values, pool, stride=1, padding=pool // 2, count_include_pad=False)
+    return values.flatten(2).permute(2, 0, 1)
 
 
-def group_vectors(features: Sequence[Tensor], levels: Sequence[int], pool: int = 3) -> Tensor:
-    """Join levels on the grid of the last of them, each averaged over `pool` x `pool` neighbours before.
+def shades(pictures: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean log colour of each cell of a grid: a factor of exposure becomes a shift.
 
     Args:
-        features: (B, C_k, H_k, W_k) maps of the expert, finest first.
-        levels: indices into `features`; the last is the coarsest and gives the grid (H, W).
-        pool: odd side of the neighbourhood in positions; 1 takes each position alone. Edges average what is there.
+        pictures: (B, 3, H, W) uint8 or float RGB in 0..255.
+        grid: (h, w) cells.
 
     Returns:
-        (H * W, B, C) float32, C the sum of the levels' channels.
+        (B, 3, h, w) float32.
     """
-    size = features[levels[-1]].shape[-2:]
-    joined = []
-    for level in levels:
-        values = features[level].float()
-        if pool > 1:
-            values = F.avg_pool2d(values, pool, stride=1, padding=pool // 2, count_include_pad=False)
-        if values.shape[-2:] != size:
-            # the mean of the positions that fall together, as matrices: any ratio, the same in every engine
-            rows, columns = (
-                _mean_matrix(int(t), int(s)).to(values) for t, s in zip(size, values.shape[-2:], strict=True)
-            )
-            values = rows @ values @ columns.T
-        joined.append(values)
-    return torch.cat(joined, dim=1).flatten(2).permute(2, 0, 1)
+    values = (pictures.float() + 8).log()  # 8 of 255: the noise of dark pixels does not matter
+    rows, columns = (_mean_matrix(t, int(s)).to(values) for t, s in zip(grid, values.shape[-2:], strict=True))
+    return rows @ values @ columns.T
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _mean_matrix(target: int, source: int) -> Tensor:
     """(target, source) float32: row t averages the source positions in [t, t + 1) * source / target, edges by share."""
     edges = torch.arange(target + 1, dtype=torch.float64) * source / target
@@ -69,140 +79,251 @@ def _mean_matrix(target: int, source: int) -> Tensor:
 
 
 class Moments:
-    """Running sums of x and x x^T at each of P positions, in float64; addition of two is a merge of two data sets."""
+    """Running sums at each of P positions, in float64: x, x x^T and x g^T, with g the picture's context."""
 
-    def __init__(self, positions: int, channels: int) -> None:
-        """Start empty: P = `positions`, C = `channels`."""
+    def __init__(self, positions: int, channels: int, context: int) -> None:
+        """Start empty: P = `positions`, C = `channels`, Q = `context` numbers a picture."""
         self.count = 0
         self.first = torch.zeros(positions, channels, dtype=torch.float64)
         self.second = torch.zeros(positions, channels, channels, dtype=torch.float64)
+        self.context_first = torch.zeros(context, dtype=torch.float64)
+        self.context_second = torch.zeros(context, context, dtype=torch.float64)
+        self.cross = torch.zeros(positions, channels, context, dtype=torch.float64)
 
-    def add(self, vectors: Tensor) -> None:
-        """Take in (P, B, C) vectors of B pictures."""
-        values = vectors.detach().cpu().double()
-        self.count += values.shape[1]
+    def add(self, vectors: Tensor, context: Tensor) -> None:
+        """Take in (P, B, C) vectors of B pictures and their (B, Q) context."""
+        values, given = vectors.detach().cpu().double(), context.detach().cpu().double()
+        self.count += len(given)
         self.first += values.sum(dim=1)
         self.second.baddbmm_(values.transpose(1, 2), values)
+        self.context_first += given.sum(dim=0)
+        self.context_second += given.T @ given
+        self.cross += values.transpose(1, 2) @ given
+
+    def __add__(self, other: Moments) -> Moments:
+        total = Moments(self.first.shape[0], self.first.shape[1], len(self.context_first))
+        for name in vars(total):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
+    def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of x with itself (P, C, C), of x with g (P, C, Q), of g with itself (Q, Q)."""
+        mean, given = self.first / self.count, self.context_first / self.count
+        return (
+            self.second / self.count - mean[:, :, None] * mean[:, None, :],
+            self.cross / self.count - mean[:, :, None] * given,
+            self.context_second / self.count - given[:, None] * given,
+        )
 
 
 class Gaussian(nn.Module):
-    """One Gaussian a position: `|W_p (x - m_p)| / scale`, W_p the inverse Cholesky factor of its covariance."""
+    """One conditional Gaussian a position: distance `|W_p (x - m_p - A_p z)| / s_p`.
+
+    z holds the context's leading components, centred and of unit variance; A_p is the regression of x on them, W_p the
+    inverse Cholesky factor of the covariance of what is left, s_p the root mean square distance of new good pictures.
+    """
 
     mean: Tensor
+    slope: Tensor
     whiten: Tensor
-    scale: Tensor
+    spread: Tensor
+    context_mean: Tensor
+    context_axes: Tensor
 
-    def __init__(self, positions: int, channels: int) -> None:
-        """A standard normal at each position; `fit` or a loaded state replaces it."""
+    def __init__(self, positions: int, channels: int, context: int, components: int) -> None:
+        """A standard normal at each position; `fit` or a loaded state replaces it.
+
+        Args:
+            positions: P.
+            channels: C, the length of a position's vector.
+            context: Q, the length of the description of the whole picture.
+            components: q <= Q, how many of its principal components are used at most; 0 for none.
+        """
         super().__init__()
         self.register_buffer("mean", torch.zeros(positions, 1, channels))
+        self.register_buffer("slope", torch.zeros(positions, components, channels))
         self.register_buffer("whiten", torch.eye(channels).repeat(positions, 1, 1))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("spread", torch.ones(positions))
+        self.register_buffer("context_mean", torch.zeros(1, context))
+        self.register_buffer("context_axes", torch.zeros(context, components))
 
     @torch.no_grad()
     def fit(self, moments: Moments, shrinkage: float = SHRINKAGE) -> None:
-        """Take mean and covariance from `moments`.
+        """Take everything from `moments`.
 
-        `S' = S + shrinkage * v * I`, v the mean variance over positions and channels. `scale` is the root of the mean
-        squared distance that a picture would have that the fit did not see: with `h = x^T S'^-1 x` its distance
-        within, leaving one out of n gives `h / (1 - h / n)` to first order, and the mean of h is `tr(S'^-1 S)`.
+        `S' = S + shrinkage * v * I`, S the covariance left by the regression on q components, v its mean variance.
+        A fitted picture's squared distance is `tr(S'^-1 S)` on average over n of them; see `left_out` for a new one's.
 
         Raises:
-            ConfigError: with fewer than two pictures, or features that are all the same in every picture.
+            ConfigError: with fewer than two pictures, or vectors that are the same in every picture.
         """
         n = moments.count
         if n < 2:
             raise ConfigError(
                 f"the density needs at least 2 good pictures, got {n}: switch it off with  --set density=false"
             )
-        mean = moments.first / n
-        covariance = moments.second / n - mean[:, :, None] * mean[:, None, :]
-        channels = covariance.shape[-1]
+        covariance, cross, given = moments.covariances()
+        axes = _principal_axes(given, min(self.context_axes.shape[1], n // PICTURES_A_COMPONENT))
+        slope = cross @ axes  # the components have unit variance
+        covariance = covariance - slope @ slope.transpose(1, 2)
         variance = covariance.diagonal(dim1=1, dim2=2).mean()
-        if not variance > 0:
+        if not variance > 1e-12:
             raise ConfigError("the density found no variation at all: are the good pictures copies of one?")
-        identity = torch.eye(channels, dtype=torch.float64)
+        identity = torch.eye(covariance.shape[-1], dtype=torch.float64)
         factor = torch.linalg.cholesky(covariance + shrinkage * variance * identity)
         whiten = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
         within = ((whiten @ covariance) * whiten).sum(dim=(1, 2))  # tr(W S W^T)
-        unseen = within / (1 - within / n).clamp(min=1 / n)
-        self.mean.copy_(mean[:, None])
+        used = axes.shape[1]
+        unseen = _left_out(within, torch.tensor((1 + used) / n), n)
+        self.slope.zero_()[:, :used] = slope.transpose(1, 2).to(self.slope)
+        self.context_axes.zero_()[:, :used] = axes.to(self.context_axes)
+        self.context_mean.copy_(moments.context_first[None] / n)
+        self.mean.copy_((moments.first / n)[:, None])
         self.whiten.copy_(whiten)
-        self.scale.copy_(unseen.mean().sqrt())
+        # a position that never changes (a black frame) would otherwise divide by nothing
+        self.spread.copy_(unseen.clamp(min=1e-3 * float(unseen.mean())).sqrt())
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(P, B, C) vectors to (B, P) distances, about 1 for good pictures."""
-        whitened = (vectors - self.mean) @ self.whiten.transpose(1, 2)
-        return (whitened.square().sum(dim=2).sqrt() / self.scale).T
+    def forward(self, vectors: Tensor, context: Tensor) -> Tensor:
+        """(P, B, C) vectors and (B, Q) context to (B, P) distances."""
+        return self._squared(vectors, self._components(context)).sqrt() / self.spread
+
+    def left_out(self, vectors: Tensor, context: Tensor, count: int) -> Tensor:
+        """The distances of pictures that were among the `count` fitted ones, as if they had not been.
+
+        With l = (1 + |z|^2) / n the picture's leverage in the regression, its residual e grows to e / (1 - l) and the
+        sum of squares loses e e^T / (1 - l): by the rank-one formula a squared distance h becomes
+        `(1 - 1/n) h / (1 - l)^2 / (1 - h / (n (1 - l)))`. The shrinkage is taken as it is.
+        """
+        components = self._components(context)
+        leverage = (1 + components.square().sum(dim=1, keepdim=True)) / count
+        return _left_out(self._squared(vectors, components), leverage, count).sqrt() / self.spread
+
+    def _components(self, context: Tensor) -> Tensor:
+        return (context - self.context_mean) @ self.context_axes
+
+    def _squared(self, vectors: Tensor, components: Tensor) -> Tensor:
+        residual = vectors - self.mean
+        if components.shape[1]:
+            residual = residual - components @ self.slope
+        return (residual @ self.whiten.transpose(1, 2)).square().sum(dim=2).T
+
+
+def _left_out(within: Tensor, leverage: Tensor, count: int) -> Tensor:
+    """See `Gaussian.left_out`. With fewer pictures than channels only the shrinkage keeps the last factor above 0."""
+    kept = (1 - leverage).clamp(min=1 / count)
+    return (1 - 1 / count) * within / kept**2 / (1 - within / (count * kept)).clamp(min=1e-4)
+
+
+def _principal_axes(covariance: Tensor, count: int) -> Tensor:
+    """(Q, <= count) axes whose components have unit variance, the leading ones; those without variance are left out."""
+    variances, vectors = torch.linalg.eigh(covariance)
+    kept = [i for i in range(len(variances) - count, len(variances)) if variances[i] > 1e-9 * variances[-1]]
+    axes: Tensor = vectors[:, kept] / variances[kept].sqrt()
+    return axes
 
 
 class Density(nn.Module):
-    """The weighted sum of the groups' distance maps on the finest group's grid."""
+    """Three maps of improbability, see the module; `usual` holds what each is divided by, 1 until it is set."""
+
+    usual: Tensor
 
     def __init__(
-        self,
-        shapes: Sequence[tuple[int, int, int]],
-        groups: Groups,
-        weights: Sequence[float] | None = None,
-        pool: int = 3,
+        self, shapes: Sequence[tuple[int, int, int]], image_size: tuple[int, int], components: int = 8
     ) -> None:
         """Reserve the buffers, so that a state can be loaded; `fit` fills them.
 
         Args:
-            shapes: (C_k, H_k, W_k) of each of the expert's levels.
-            groups: the levels of each group, see `group_vectors`; the first group has the finest grid.
-            weights: one a group; equal, summing to 1, where None.
-            pool: see `group_vectors`.
+            shapes: (C_k, H_k, W_k) of each of the expert's levels, finest first.
+            image_size: (H, W) of the pictures.
+            components: of the context that the Gaussians are conditional on; 0 for none.
 
         Raises:
-            ConfigError: a level that does not exist, an empty group, an even `pool` or weights of another number.
+            ConfigError: more components than the context has.
         """
         super().__init__()
-        if not groups or any(not g or not all(0 <= k < len(shapes) for k in g) for g in groups):
-            raise ConfigError(
-                f"density groups {[list(g) for g in groups]}: each needs levels among 0..{len(shapes) - 1}"
-            )
-        if pool < 1 or pool % 2 == 0:
-            raise ConfigError(f"density pool must be odd and >= 1, got {pool}")
-        self.weights = list(weights) if weights is not None else [1 / len(groups)] * len(groups)
-        if len(self.weights) != len(groups):
-            raise ConfigError(f"density: {len(groups)} groups but {len(self.weights)} weights")
-        self.groups = [list(g) for g in groups]
-        self.pool = pool
-        self.grids = [shapes[g[-1]][1:] for g in groups]
-        self.gaussians = nn.ModuleList(
-            Gaussian(h * w, sum(shapes[k][0] for k in g)) for g, (h, w) in zip(self.groups, self.grids, strict=True)
+        longer = max(image_size)
+        self.shade_grid = (
+            max(1, round(SHADE_CELLS * image_size[0] / longer)),
+            max(1, round(SHADE_CELLS * image_size[1] / longer)),
         )
+        contexts = [shapes[-1][0]] * len(LEVELS) + [3 * self.shade_grid[0] * self.shade_grid[1]]
+        if not 0 <= components <= min(contexts):
+            raise ConfigError(f"density_context must lie in 0..{min(contexts)} here, got {components}")
+        self.chosen = [_choose(shapes[k][0]) for k in LEVELS]
+        self.grids = [shapes[k][1:] for k in LEVELS] + [self.shade_grid]
+        channels = [min(shapes[k][0], CHANNELS) for k in LEVELS] + [3]
+        self.gaussians = nn.ModuleList(
+            Gaussian(h * w, c, context, components)
+            for (h, w), c, context in zip(self.grids, channels, contexts, strict=True)
+        )
+        self.register_buffer("usual", torch.ones(len(VIEWS)))
+        self.count = 0  # fitted pictures; not kept in the state, as it serves only right after a fit
 
-    def fit(self, batches: Iterable[Sequence[Tensor]], shrinkage: float = SHRINKAGE) -> None:
-        """Fit all groups in one pass.
+    def moments(self) -> list[Moments]:
+        """Empty sums, one for each view."""
+        return [Moments(g.mean.shape[0], g.mean.shape[2], g.context_mean.shape[1]) for g in self._gaussians()]
 
-        Args:
-            batches: the expert's features of the good pictures, a list of (B, C_k, H_k, W_k) maps a batch.
-            shrinkage: see `SHRINKAGE`.
+    def add(self, moments: Sequence[Moments], pictures: Tensor, features: Sequence[Tensor]) -> None:
+        """Take pictures, as in `forward`, into `moments`."""
+        for sums, (vectors, context) in zip(moments, self._inputs(pictures, features), strict=True):
+            sums.add(vectors, context)
+
+    @torch.no_grad()
+    def fit(self, moments: Sequence[Moments]) -> None:
+        """Take the Gaussians from `moments`; maps are not scaled then, see `usual`.
 
         Raises:
             ConfigError: from `Gaussian.fit`.
         """
-        moments = [Moments(g.mean.shape[0], g.mean.shape[2]) for g in self._gaussians()]
-        for features in batches:
-            for levels, sums in zip(self.groups, moments, strict=True):
-                sums.add(group_vectors(features, levels, self.pool))
-        for gaussian, sums in zip(self._gaussians(), moments, strict=True):
+        shrinkages = (*[SHRINKAGE] * len(LEVELS), SHADE_SHRINKAGE)
+        for gaussian, sums, shrinkage in zip(self._gaussians(), moments, shrinkages, strict=True):
             gaussian.fit(sums, shrinkage)
+        self.count = moments[0].count
+        self.usual.fill_(1)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The expert's maps of B pictures to a (B, H, W) float32 map >= 0, about 1 on good pictures; finest grid."""
-        maps = []
-        for levels, grid, weight, gaussian in zip(
-            self.groups, self.grids, self.weights, self._gaussians(), strict=True
-        ):
-            distances = gaussian(group_vectors(features, levels, self.pool)).reshape(-1, *grid)
-            rows, columns = (
-                halfpixel_matrix(int(t), int(s)).to(distances) for t, s in zip(self.grids[0], grid, strict=True)
-            )
-            maps.append(weight * (rows @ distances @ columns.T))
-        return torch.stack(maps).sum(dim=0)
+    def left_out(self, pictures: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps of `forward` for pictures that were fitted, as if they had not been, before any scaling."""
+        views = zip(self._gaussians(), self._inputs(pictures, features), self.grids, strict=True)
+        return [g.left_out(*inputs, self.count).reshape(-1, *grid) for g, inputs, grid in views]
+
+    def forward(self, pictures: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps of `VIEWS`.
+
+        Args:
+            pictures: (B, 3, H, W) uint8 or float RGB in 0..255.
+            features: the expert's (B, C_k, H_k, W_k) maps of them.
+
+        Returns:
+            One (B, h, w) float32 map >= 0 a view, each on a grid of its own.
+        """
+        views = zip(self._gaussians(), self._inputs(pictures, features), self.grids, self.usual.unbind(), strict=True)
+        return [gaussian(*inputs).reshape(-1, *grid) / usual for gaussian, inputs, grid, usual in views]
+
+    def _inputs(self, pictures: Tensor, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """(P, B, C) vectors and (B, Q) context of each view."""
+        context = features[-1].float().mean(dim=(2, 3))
+        levels = [features[k] if c is None else features[k][:, c] for k, c in zip(LEVELS, self.chosen, strict=True)]
+        cells = shades(pictures, self.shade_grid)
+        return [(position_vectors(level), context) for level in levels] + [
+            (position_vectors(cells, pool=1), cells.flatten(1))
+        ]
 
     def _gaussians(self) -> list[Gaussian]:
         return [g for g in self.gaussians if isinstance(g, Gaussian)]
+
+
+def _choose(channels: int) -> list[int] | None:
+    """The channels that are used of a level, always the same ones; None for all."""
+    if channels <= CHANNELS:
+        return None
+    order = torch.randperm(channels, generator=torch.Generator().manual_seed(0))
+    chosen: list[int] = order[:CHANNELS].sort().values.tolist()
+    return chosen
+
+
+def to_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, h, w) maps to (B, H, W), bilinear with half-pixel centres, as two small matrices."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    rows, columns = (map_matrix(int(t), int(s), 0.0).to(maps) for t, s in zip(size, maps.shape[-2:], strict=True))
+    return rows @ maps @ columns.T

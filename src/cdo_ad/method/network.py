@@ -1,14 +1,28 @@
-"""The two networks as one module: uint8 or float pictures in, discrepancy maps, anomaly map and score out."""
+"""The two networks as one module: uint8 or float pictures in, discrepancy maps, anomaly map and score out.
+
+With a density the module has two views of a picture: where the networks disagree, and where the expert's features are
+improbable. Each is divided by what it is on good pictures, then they are added; without one it is the paper's form.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from cdo_ad.method.backbone import create_backbone
+from cdo_ad.method.density import VIEWS, Density, to_grid
 from cdo_ad.method.discrepancy import anomaly_map, discrepancies, image_score
+from cdo_ad.method.fusion import FUSED
 
-__all__ = ["CdoNetwork"]
+if TYPE_CHECKING:
+    from cdo_ad.config import Config
+
+__all__ = ["HIERARCHIES", "CdoNetwork"]
+
+HIERARCHIES = ("hierarchy 1", "hierarchy 2", "hierarchy 3")
 
 
 class CdoNetwork(nn.Module):
@@ -20,6 +34,28 @@ class CdoNetwork(nn.Module):
 
     mean: Tensor
     std: Tensor
+    usual: Tensor
+    shares: Tensor
+
+    @classmethod
+    def from_config(cls, config: Config, weights: str | None = None) -> CdoNetwork:
+        """The networks that the settings describe.
+
+        Args:
+            config: the settings.
+            weights: the expert's weights; None for the settings' own.
+
+        Raises:
+            ConfigError: from the backbone.
+        """
+        return cls(
+            config.backbone,
+            config.image_size,
+            config.weights if weights is None else weights,
+            config.blur_sigma,
+            config.score_top,
+            config.density_context if config.density else None,
+        )
 
     def __init__(
         self,
@@ -28,6 +64,7 @@ class CdoNetwork(nn.Module):
         weights: str = "none",
         blur_sigma: float = 4.0,
         score_top: float = 0.0,
+        density_context: int | None = None,
     ) -> None:
         """Build both networks; the apprentice starts from random weights (torch's global generator).
 
@@ -37,6 +74,8 @@ class CdoNetwork(nn.Module):
             weights: the expert's weights, see `cdo_ad.method.backbone.create_backbone`.
             blur_sigma: of the anomaly map, in pixels of the input.
             score_top: see `cdo_ad.method.discrepancy.image_score`.
+            density_context: components of the density's context, see `cdo_ad.method.density.Density`; None for no
+                density. Fit it with `cdo_ad.method.fitting.fit_views`.
 
         Raises:
             ConfigError: from the backbone.
@@ -51,6 +90,12 @@ class CdoNetwork(nn.Module):
         # for pictures in 0..255
         self.register_buffer("mean", torch.tensor(self.expert.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(self.expert.std).view(1, 3, 1, 1) * 255)
+        self.density: Density | None = None
+        if density_context is not None:
+            self.density = Density(feature_shapes(self.expert, image_size), image_size, density_context)
+            # what the disagreement alone scores good pictures on average, and the share of each of `FUSED`
+            self.register_buffer("usual", torch.ones(()))
+            self.register_buffer("shares", torch.full((len(FUSED),), 1 / len(FUSED)))
         self.train()
 
     def train(self, mode: bool = True) -> CdoNetwork:
@@ -78,7 +123,42 @@ class CdoNetwork(nn.Module):
         """One (B, H_1, W_1) float32 discrepancy map a hierarchy, in [0, 4]; `images` as in `features`."""
         return discrepancies(*self.features(images))
 
+    def views(self, images: Tensor) -> dict[str, Tensor]:
+        """The maps whose sum, up-sampled and blurred, is the anomaly map.
+
+        Args:
+            images: as in `features`.
+
+        Returns:
+            `HIERARCHIES`, and with a density its `VIEWS`: (B, H_1, W_1) float32 >= 0. With a density each is in
+            units of what a new good picture scores, times its share; a typical good picture then scores a little
+            under 1.
+        """
+        expert, apprentice = self.features(images)
+        levels = discrepancies(expert, apprentice)
+        if self.density is None:
+            return dict(zip(HIERARCHIES, levels, strict=True))
+        disagreement, *shares = self.shares.unbind()
+        views = {name: disagreement / self.usual * level for name, level in zip(HIERARCHIES, levels, strict=True)}
+        grid = (int(levels[0].shape[-2]), int(levels[0].shape[-1]))
+        for name, share, distances in zip(VIEWS, shares, self.density(images, expert), strict=True):
+            views[name] = share * to_grid(distances, grid)
+        return views
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Anomaly maps (B, H, W) float32 >= 0 and image scores (B,) of pictures as in `features`."""
-        maps = anomaly_map(self.discrepancies(images), self.image_size, self.blur_sigma)
-        return maps, image_score(maps, self.score_top)
+        return self.finish(list(self.views(images).values()))
+
+    def finish(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The anomaly map and image score of the sum of (B, h, w) maps of one size."""
+        fused = anomaly_map(maps, self.image_size, self.blur_sigma)
+        return fused, image_score(fused, self.score_top)
+
+
+def feature_shapes(backbone: nn.Module, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """(C, H, W) of each of a backbone's maps for pictures of that size."""
+    training = backbone.training
+    with torch.no_grad():
+        maps = backbone.eval()(torch.zeros(1, 3, *image_size))
+    backbone.train(training)
+    return [(int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps]

@@ -7,16 +7,15 @@ of devices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["BACKGROUNDS", "Background", "foreground", "image_seed", "white_noise"]
+from cdo_ad.config import BackgroundRule
 
-Background = Literal["none", "extremes", "border"]
-BACKGROUNDS: tuple[Background, ...] = ("none", "extremes", "border")
+__all__ = ["foreground", "image_seed", "white_noise"]
+
 MOST_RECTANGLES = 4
 SMALLEST_SHARE, LARGEST_SHARE = 40, 10  # half sides lie in [side / 40, side / 10)
 
@@ -35,7 +34,7 @@ def image_seed(seed: int, epoch: int, index: int) -> int:
     return state >> 1
 
 
-def white_noise(images: Tensor, seeds: Sequence[int], background: Background = "none") -> tuple[Tensor, Tensor]:
+def white_noise(images: Tensor, seeds: Sequence[int], background: BackgroundRule = "none") -> tuple[Tensor, Tensor]:
     """Perturb pictures with 0 to 4 rectangles of white noise (METHOD: "MOM").
 
     The number is uniform on {0, 1, 2, 3, 4}, half sides are whole numbers uniform in [side / 40, side / 10), the centre
@@ -95,7 +94,7 @@ def _integer(low: int, high: int, generator: torch.Generator) -> int:
     return int(torch.randint(low, high, (1,), generator=generator))
 
 
-def foreground(images: Tensor, background: Background) -> Tensor:
+def foreground(images: Tensor, background: BackgroundRule) -> Tensor:
     """Where the part is, as opposed to the background around it.
 
     `"extremes"` is the original's rule: background is where the gray mean is < 30 or > 220. `"border"` takes the

@@ -1,0 +1,117 @@
+"""After the training: the density, what each view scores on good pictures, and its share, from good pictures alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from cdo_ad.errors import ConfigError
+from cdo_ad.method.anomalies import KINDS, perturb
+from cdo_ad.method.density import Density
+from cdo_ad.method.discrepancy import discrepancies
+from cdo_ad.method.fusion import informed_shares, separation
+from cdo_ad.method.network import CdoNetwork
+from cdo_ad.method.synthesis import image_seed
+
+__all__ = ["fit_views"]
+
+FOLD = 48
+"""Pictures, a quarter of all at most, that the shares are learned on; the Gaussians that they judge are fitted on the
+others."""
+SMALLEST_FOLD = 8
+"""With fewer pictures the shares stay equal."""
+KEPT = 256
+"""Pictures whose left-out scores tell what is usual."""
+
+
+@torch.no_grad()
+def fit_views(
+    network: CdoNetwork,
+    batches: Iterable[Tensor],
+    count: int,
+    shares: Sequence[float] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Fit the network's density and set its `usual` and `shares`; leaves the network in eval mode.
+
+    Args:
+        network: trained, with a density.
+        batches: the fit pictures, unperturbed, in random order: (B, 3, H, W) uint8 at `image_size`, on its device.
+        count: how many pictures that is.
+        shares: one a view of `FUSED`, used as they are; None learns them (`cdo_ad.method.fusion`).
+        seed: of the synthetic anomalies.
+        progress: told the pictures seen so far and in all.
+
+    Raises:
+        ConfigError: no density; fewer than two pictures, or pictures without any variation.
+    """
+    density = network.density
+    if density is None:
+        raise ConfigError("these networks have no density to fit: set density=true")
+    network.eval()
+    fold_size = min(FOLD, count // 4) if shares is None and count >= 4 * SMALLEST_FOLD else 0
+    total, done = count + fold_size * len(KINDS), 0
+    fold, rest = density.moments(), density.moments()
+    fold_pictures: list[Tensor] = []
+    kept: list[tuple[Tensor, list[Tensor]]] = []
+    disagreements = []
+    for images in batches:
+        expert, apprentice = network.features(images)
+        disagreements.append(_disagreement_scores(network, expert, apprentice))
+        inside = max(0, min(len(images), fold_size - done))
+        density.add(fold, images[:inside], [f[:inside] for f in expert])
+        density.add(rest, images[inside:], [f[inside:] for f in expert])
+        if inside:
+            fold_pictures.append(images[:inside])
+        if done < KEPT:
+            kept.append((images, expert))
+        done += len(images)
+        progress(done, total)
+    if fold_pictures:
+        density.fit(rest)
+        network.shares.copy_(
+            _learned_shares(network, density, torch.cat(fold_pictures), seed, lambda k: progress(done + k, total))
+        )
+    elif shares is not None:
+        network.shares.copy_(torch.tensor(shares))
+    density.fit([a + b for a, b in zip(fold, rest, strict=True)])
+    usual = torch.cat([_scores(network, density.left_out(images, expert)) for images, expert in kept], dim=1)
+    density.usual.copy_(usual.mean(dim=1))
+    network.usual.copy_(torch.cat(disagreements).mean())
+
+
+def _learned_shares(
+    network: CdoNetwork, density: Density, pictures: Tensor, seed: int, progress: Callable[[int], None]
+) -> Tensor:
+    """Shares from pictures that the Gaussians at hand have not seen, and from anomalies drawn into them."""
+    good = _view_scores(network, density, pictures)
+    separations = []
+    for k, kind in enumerate(KINDS):
+        changed, masks = perturb(pictures, kind, [image_seed(seed, k, i) for i in range(len(pictures))])
+        drawn = masks.flatten(1).any(dim=1)
+        if drawn.any():
+            separations.append(separation(good, _view_scores(network, density, changed[drawn])))
+        progress((k + 1) * len(pictures))
+    return informed_shares(torch.stack(separations))
+
+
+def _view_scores(network: CdoNetwork, density: Density, pictures: Tensor, batch_size: int = 16) -> Tensor:
+    """(V, B) image scores of pictures by each of `FUSED` alone."""
+    scores = []
+    for images in torch.split(pictures, batch_size):
+        expert, apprentice = network.features(images)
+        alone = [_disagreement_scores(network, expert, apprentice)[None]]
+        scores.append(torch.cat([*alone, _scores(network, density(images, expert))]))
+    return torch.cat(scores, dim=1)
+
+
+def _disagreement_scores(network: CdoNetwork, expert: Sequence[Tensor], apprentice: Sequence[Tensor]) -> Tensor:
+    return network.finish(discrepancies(expert, apprentice))[1]
+
+
+def _scores(network: CdoNetwork, maps: Sequence[Tensor]) -> Tensor:
+    """(V, B) image scores by each of V maps alone."""
+    return torch.stack([network.finish([m])[1] for m in maps])

@@ -1,0 +1,145 @@
+"""The views together: what each scores on good pictures, what it sees of synthetic anomalies, and its share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdo_ad.config import Config
+from cdo_ad.errors import ConfigError
+from cdo_ad.method import fitting
+from cdo_ad.method.density import VIEWS
+from cdo_ad.method.discrepancy import anomaly_map
+from cdo_ad.method.fitting import fit_views
+from cdo_ad.method.fusion import FUSED, informed_shares, separation
+from cdo_ad.method.network import HIERARCHIES, CdoNetwork
+
+SIZE = (64, 96)
+
+
+def make_network(**settings: object) -> CdoNetwork:
+    torch.manual_seed(0)
+    config = Config(backbone="resnet18", weights="none", density=True, density_context=2)
+    return CdoNetwork.from_config(config.replace(image_height=SIZE[0], image_width=SIZE[1], **settings)).eval()
+
+
+def photographs(count: int, seed: int = 0, light: float = 0.0) -> Tensor:
+    """Even gray pictures; each as a whole brighter or darker by up to `light`."""
+    generator = torch.Generator().manual_seed(seed)
+    shades = 130 + light * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
+    noise = torch.randn(count, 3, *SIZE, generator=generator) * 4
+    return (shades + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def peak(maps: Tensor) -> Tensor:
+    return maps.flatten(1).amax(dim=1)
+
+
+def test_separation_is_the_image_auroc() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    good, bad = torch.randn(3, 40).round(decimals=1), torch.randn(3, 25).round(decimals=1) + 0.5
+    expected = [roc_auc_score([0] * 40 + [1] * 25, torch.cat([g, b])) for g, b in zip(good, bad, strict=True)]
+    assert separation(good, bad).tolist() == pytest.approx(expected)
+
+
+def test_shares_grow_with_what_a_view_sees_and_blind_views_get_none() -> None:
+    shares = informed_shares(torch.tensor([[1.0, 0.9, 0.5, 0.2], [1.0, 0.7, 0.5, 0.4]]))
+    assert shares.tolist() == pytest.approx([1 / (1 + 0.6**4), 0.6**4 / (1 + 0.6**4), 0, 0])
+    assert informed_shares(torch.tensor([[1.0, 0.9, 0.8, 0.7]]), power=0).tolist() == [0.25] * 4
+    assert informed_shares(torch.full((2, 4), 0.3)).tolist() == [0.25] * 4
+
+
+def test_views_add_up_to_the_map_and_a_good_picture_scores_each_share() -> None:
+    network = make_network()
+    fit_views(network, [photographs(12, seed) for seed in range(3)], 36, shares=(0.1, 0.2, 0.3, 0.4))
+    pictures = photographs(24, 9)
+    with torch.no_grad():
+        views = network.views(pictures)
+        maps, scores = network(pictures)
+    assert list(views) == [*HIERARCHIES, *VIEWS]
+    torch.testing.assert_close(anomaly_map(list(views.values()), SIZE, 4.0), maps)
+    parts = [anomaly_map([views[name] for name in names], SIZE, 4.0) for names in (HIERARCHIES, *((v,) for v in VIEWS))]
+    assert [float(peak(part).mean()) for part in parts] == pytest.approx([0.1, 0.2, 0.3, 0.4], rel=0.2)
+    assert 0.5 < float(scores.mean()) < 1.1
+
+
+def test_learned_shares_take_from_the_view_that_good_pictures_confuse() -> None:
+    """Where light differs from picture to picture *and* place, shade tells little; where it is even, much."""
+
+    def patchy(count: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        cells = torch.randn(count, 1, 8, 8, generator=generator) * 25
+        light = torch.nn.functional.interpolate(cells, size=SIZE, mode="bilinear")
+        return (photographs(count, seed).float() + light).clamp(0, 255).to(torch.uint8)
+
+    shares = {}
+    for name, make in {"even": photographs, "patchy": patchy}.items():
+        network = make_network()
+        fit_views(network, [make(40, seed) for seed in range(2)], 80)
+        shares[name] = network.shares
+        assert float(network.shares.sum()) == pytest.approx(1)
+    assert shares["even"][3] > 2 * shares["patchy"][3]
+
+
+def test_shares_are_learned_on_pictures_that_the_judged_gaussians_have_not_seen(monkeypatch) -> None:
+    network = make_network()
+    counts = []
+    real = type(network.density).fit
+
+    def counting(density, moments) -> None:
+        counts.append(moments[0].count)
+        real(density, moments)
+
+    monkeypatch.setattr(type(network.density), "fit", counting)
+    fit_views(network, [photographs(16, seed) for seed in range(4)], 64)
+    assert counts == [48, 64]
+
+
+def test_the_same_seed_gives_the_same_and_another_seed_other_anomalies(monkeypatch) -> None:
+    seen: list[list[int]] = []
+    real = fitting.perturb
+    monkeypatch.setattr(fitting, "perturb", lambda *a: seen.append(a[2]) or real(*a))
+    states = []
+    for seed in (3, 3, 4):
+        network = make_network()
+        fit_views(network, [photographs(40)], 40, seed=seed)
+        states.append(network.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert seen[0] == seen[7] != seen[14]
+
+
+def test_with_few_pictures_shares_are_equal() -> None:
+    network = make_network()
+    fit_views(network, [photographs(6)], 6)
+    assert network.shares.tolist() == [0.25] * 4
+    with torch.no_grad():
+        assert bool(network(photographs(2, 5))[0].isfinite().all())
+
+
+def test_progress_reaches_its_total() -> None:
+    told = []
+    fit_views(make_network(), [photographs(16, s) for s in range(2)], 32, progress=lambda *a: told.append(a))
+    assert told[-1][0] == told[-1][1] and [a[0] for a in told] == sorted(a[0] for a in told)
+
+
+def test_without_a_density_it_is_the_papers_sum() -> None:
+    torch.manual_seed(0)
+    network = CdoNetwork("resnet18", SIZE).eval()
+    with pytest.raises(ConfigError, match="set density=true"):
+        fit_views(network, [], 0)
+    with torch.no_grad():
+        pictures = photographs(2)
+        expected = anomaly_map(network.discrepancies(pictures), SIZE, 4.0)
+        assert list(network.views(pictures)) == list(HIERARCHIES)
+        assert torch.equal(network(pictures)[0], expected)
+
+
+def test_settings_of_shares() -> None:
+    assert Config().shares() is None
+    assert Config(view_shares="equal").shares() == (0.25,) * len(FUSED)
+    assert Config(view_shares="0.5,0.5,0,0").shares() == (0.5, 0.5, 0, 0)
+    for text in ("0.5,0.5", "1,1,0,0", "-0.5,0.5,0.5,0.5", "much"):
+        with pytest.raises(ConfigError, match="auto, equal or four numbers"):
+            Config(view_shares=text)
