@@ -154,6 +154,10 @@ def test_runs_of_other_pictures_are_refused(pair: tuple[Path, Path, Path], tmp_p
     del metrics["data"]  # as an older version wrote it
     (other / "metrics.json").write_text(json.dumps(metrics))
     assert "compared by name only" in compare([read_results(one), read_results(other)], resamples=100)["notes"][0]
+    metrics["decision"]["detection_rate"]["count"] += 1
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(BundleError, match="are of two evaluations: run  cdo-ad evaluate"):
+        read_results(other)
     (other / "pixels.npz").write_bytes(b"no archive")
     with pytest.raises(BundleError, match=r"pixels.npz cannot be read .* evaluate the run again"):
         read_results(other)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,14 @@ from cdo_ad.data.split import fingerprint
 from cdo_ad.documents import relative_name
 from cdo_ad.errors import BundleError
 from cdo_ad.evaluation import Evaluation
+from cdo_ad.metrics import decision_metrics
 from cdo_ad.pixel_counts import PixelCounts, PixelTable
 from cdo_ad.types import GOOD, Sample
 
 __all__ = ["Results", "pictures_csv", "read_results", "write_results"]
 
 PICTURES, PIXELS = "pictures.csv", "pixels.npz"
+RATES: tuple[Literal["detection_rate"], Literal["false_alarm_rate"]] = ("detection_rate", "false_alarm_rate")
 COLUMNS = ("path", "defect_type", "score", "p_value", "anomalous")
 
 
@@ -124,7 +126,11 @@ def read_results(run: Path | str) -> Results:
         raise BundleError(f"{bundle.path / PICTURES} cannot be read ({error}): {_again(bundle)}") from error
     file = bundle.path / PIXELS
     pixels = PixelCounts.load(file, len(paths)) if file.is_file() else None
-    return Results(bundle, metrics, paths, types, numbers[0], numbers[1], numbers[2] > 0, pixels)
+    results = Results(bundle, metrics, paths, types, numbers[0], numbers[1], numbers[2] > 0, pixels)
+    again = decision_metrics(results.anomalous, results.scores, results.threshold)
+    if any(again[key]["count"] != metrics["decision"][key].get("count") for key in RATES):
+        raise BundleError(f"{bundle.path}: metrics.json and pictures.csv are of two evaluations: {_again(bundle)}")
+    return results
 
 
 def read_metrics(bundle: Bundle) -> dict[str, Any]:

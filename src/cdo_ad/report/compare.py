@@ -91,9 +91,9 @@ def compare(runs: Sequence[Results], *, seed: int = 0, resamples: int = RESAMPLE
         "types": types,
         "sentences": [
             sentence
+            for number in range(1, len(runs))
             for row in rows
-            for number, found in enumerate(row["differences"], 1)
-            if (sentence := _sentence(row, found, names, number))
+            if (sentence := _sentence(row, row["differences"][number - 1], names, number))
         ],
         "pictures": _pictures(ordered),
         "n": {"good": int((~ordered[0].anomalous).sum()), "anomalous": int(ordered[0].anomalous.sum())},

@@ -8,12 +8,12 @@ const between = (d) => (d.low === null ? "" : ` (${signed(d.low)} to ${signed(d.
 // ---- tables
 function figureTable(id, rows, first) {
   const head = el("tr", {}, el("th", {}, first), ...D.runs.map((r) => el("th", {}, r.name)),
-    ...OTHERS.flatMap((r) => [el("th", {}, `${r.name} − ${BASE.name}, points (95 %)`), el("th", {}, "")]));
+    ...OTHERS.map((r) => el("th", {}, `${r.name} − ${BASE.name}, points (95 %)`)));
   const body = rows.map((row) => el("tr", {}, el("td", {}, row.name, ...(row.note ? [el("small", {}, row.note)] : [])),
     ...row.values.map((v, i) => el("td", {}, percent(v), el("small", {},
       row.intervals[i].low === null ? "" : `${percent(row.intervals[i].low)} – ${percent(row.intervals[i].high)}`))),
-    ...row.differences.flatMap((d) => [el("td", {}, signed(d.value) + between(d)),
-      el("td", { class: d.verdict }, d.verdict === "unknown" ? "" : d.verdict)])));
+    ...row.differences.map((d) => el("td", {}, signed(d.value) + between(d),
+      el("small", { class: d.verdict }, d.verdict === "unknown" ? "" : d.verdict)))));
   $(id).replaceChildren(el("thead", {}, head), el("tbody", {}, ...body));
 }
 
@@ -32,8 +32,8 @@ function drawForest() {
   const zero = { type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: css("--fg"), width: 1, dash: "dash" } };
   Plotly.react("forest", traces, layout(`Difference to ${BASE.name}`, "points (hundredths)", "", {
     yaxis: { tickvals: rows.map((_, i) => i), ticktext: rows.map((r) => r.name), range: [-0.6, rows.length - 0.4] },
-    more: { shapes: [zero], showlegend: OTHERS.length > 1, margin: { l: 100, r: 14, t: 40, b: 44 },
-      legend: { orientation: "h", y: -0.2, bgcolor: "rgba(0,0,0,0)" } } }), CONFIG);
+    more: { shapes: [zero], showlegend: OTHERS.length > 1, margin: { l: 100, r: 14, t: OTHERS.length > 1 ? 64 : 40, b: 44 },
+      legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" } } }), CONFIG);
 }
 const CURVES = [
   ["image_roc", "ROC of pictures", "false-positive rate", "true-positive rate", 1],
