@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cdo_ad import recipes
+    from cdo_ad.adaptation import adapt
     from cdo_ad.bundle import Bundle, read_bundle
     from cdo_ad.calibrate import Calibration
     from cdo_ad.config import Config
@@ -33,6 +34,7 @@ _HOMES = {
     "Prediction": "cdo_ad.types",
     "Region": "cdo_ad.types",
     "Sample": "cdo_ad.types",
+    "adapt": "cdo_ad.adaptation",
     "evaluate": "cdo_ad.evaluation",
     "load": "cdo_ad.detector",
     "predict_files": "cdo_ad.predict",
@@ -53,6 +55,7 @@ __all__ = [
     "Prediction",
     "Region",
     "Sample",
+    "adapt",
     "evaluate",
     "load",
     "predict_files",

@@ -85,6 +85,9 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     false_alarm_rate: Rate = None,
+    defects: Annotated[
+        Path | None, typer.Option(help="Folder with a few labelled defects (pictures and masks) to learn from too.")
+    ] = None,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
     workers: Annotated[int, typer.Option(help="Threads or processes that read pictures.")] = 2,
@@ -102,8 +105,8 @@ def train(
     from cdo_ad.training import train as make_run
 
     bundle = make_run(
-        data, out, config, layout=layout, category=category, device=device, devices=devices, resume=resume,
-        workers=workers,
+        data, out, config, layout=layout, category=category, device=device, devices=devices, defects=defects,
+        resume=resume, workers=workers,
     )  # fmt: skip
     calibration = bundle.calibration
     if os.environ.get("LOCAL_RANK", "0") != "0":  # one process of several speaks
@@ -114,6 +117,32 @@ def train(
     fit = len(bundle.provenance["data"]["fit"])
     show(f"{out}: trained on {fit} good pictures, calibrated on {len(calibration.scores)} others")
     show(_threshold_line(calibration))
+
+
+@app.command()
+def adapt(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="New run folder; default: replace RUN when all is done.")] = None,
+    good: Annotated[Path | None, typer.Option(help="Folder of good pictures that were called anomalous.")] = None,
+    bad: Annotated[Path | None, typer.Option(help="Folder of missed defects, with masks.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over all pictures.")] = 2,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Learn from an operator's corrections: false alarms and misses; old pictures stay in."""
+    from cdo_ad.adaptation import adapt as make_run
+
+    bundle, changes = make_run(run, out or run, good=good, bad=bad, epochs=epochs, device=device)
+    if as_json:
+        show_json({"run": str(bundle.path), "changes": [change.to_json() for change in changes]})
+        return
+    show(f"{bundle.path}: adapted; alarms and median score (1 is the threshold) before and after")
+    for c in changes:
+        show(
+            f"  {c.group:14} {c.pictures:4} pictures   alarms {c.alarms_before} -> {c.alarms_after}   "
+            f"score {c.score_before:.2f} -> {c.score_after:.2f}"
+        )
+    show(_threshold_line(bundle.calibration))
 
 
 @app.command()

@@ -43,6 +43,8 @@ class Config:
     background: BackgroundRule = "none"
     """Where perturbations may be centred: `none` anywhere; `extremes` not on near-black or near-white (the paper, for
     some categories); `border` not on what looks like the picture's edge. Of white noise only."""
+    defect_share: float = 0.25
+    """Share of each step's pictures that are labelled defects, where there are any (`--defects`)."""
     oom: bool = True
     """Overlap optimisation: hard pixels weigh more."""
     gamma: float = 2.0
@@ -104,6 +106,7 @@ class Config:
         _need(0 < self.decay <= 1, f"decay must lie in (0, 1], got {self.decay}")
         _need(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
         _need(self.density_context >= 0, f"density_context must be >= 0, got {self.density_context}")
+        _need(0 < self.defect_share < 1, f"defect_share must lie in (0, 1), got {self.defect_share}")
         self.shares()
         self.kinds()
         _need(self.blur_sigma >= 0, f"blur_sigma must be >= 0, got {self.blur_sigma}")

@@ -11,6 +11,7 @@ import csv
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,16 @@ with needs_extra("train", "training"):
     from torch.utils.data import DataLoader, Dataset
 
     from cdo_ad.data.dataset import ImageStore
+    from cdo_ad.data.defects import Defects, load_defects, read_defects
     from cdo_ad.method.anomalies import mixed
     from cdo_ad.method.discrepancy import discrepancies
     from cdo_ad.method.fitting import fit_views
     from cdo_ad.method.loss import collaborative_loss
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.method.synthesis import image_seed
-    from cdo_ad.runtime import TorchRuntime
+    from cdo_ad.runtime import TorchRuntime, load_network
 
-__all__ = ["MEMORY_BUDGET", "train"]
+__all__ = ["MEMORY_BUDGET", "Job", "run_job", "train", "write_run"]
 
 MEMORY_BUDGET = 4 * 2**30
 """Bytes of decoded pictures that are kept in memory; a larger training set is read again each epoch."""
@@ -58,6 +60,7 @@ def train(
     category: str | None = None,
     device: str = "auto",
     devices: int = 1,
+    defects: Path | str | None = None,
     resume: bool = False,
     workers: int = 2,
     memory_budget: int = MEMORY_BUDGET,
@@ -72,6 +75,7 @@ def train(
         category: see `read_dataset`.
         device: `auto`, `cpu`, `cuda` or `mps` (Fabric's accelerator names).
         devices: number of devices; each trains on its share of every batch.
+        defects: folder with a few labelled defects to learn from as well, see `cdo_ad.data.defects.read_defects`.
         resume: go on after the last whole epoch of an interrupted training of the same data and settings.
         workers: processes that read pictures which do not fit in memory, and threads that decode those which do.
         memory_budget: bytes, see `MEMORY_BUDGET`.
@@ -90,24 +94,67 @@ def train(
     bundles.check_writable(out)
     samples = [s for s in read_dataset(data, layout, category) if s.split != "test"]
     split = _split(samples, config)
-    fit, held_out = split.fit, split.calibration
-    check_count(len(held_out), config.false_alarm_rate)
-    fabric = Fabric(accelerator=device, devices=devices, precision=config.precision)  # type: ignore[arg-type]
+    labelled = read_defects(defects) if defects is not None else []
+    job = Job(
+        out, config, [s.path for s in split.fit], [s.path for s in split.calibration], labelled,
+        fingerprint([*samples, *labelled], data), device=device, devices=devices, resume=resume, workers=workers,
+        memory_budget=memory_budget,
+    )  # fmt: skip
+    return run_job(job, {"data": _describe(data, samples, split, category, labelled, job.fingerprint)})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, on which files, with which start."""
+
+    out: Path
+    config: Config
+    fit: list[Path]
+    held_out: list[Path]
+    defects: list[Sample]
+    fingerprint: str
+    start: Path | None = None
+    """Weights of a bundle to go on from, instead of a random apprentice."""
+    device: str = "auto"
+    devices: int = 1
+    resume: bool = False
+    workers: int = 2
+    memory_budget: int = MEMORY_BUDGET
+
+
+def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
+    """Train, calibrate, write; see `train` for what can go wrong.
+
+    Args:
+        job: everything that decides the result.
+        provenance: of the data; the machine's and the versions' are added.
+    """
+    config, out = job.config, job.out
+    check_count(len(job.held_out), config.false_alarm_rate)
+    fabric = Fabric(accelerator=job.device, devices=job.devices, precision=config.precision)  # type: ignore[arg-type]
     fabric.launch()
-    provenance = _provenance(data, samples, split, category, config, fabric)
     with fabric.rank_zero_first():
-        work = _Work(out, config, provenance["data"]["fingerprint"], resume, fabric.is_global_zero)
-    store = _load(fit, config, memory_budget, workers)
+        work = _Work(out, config, job.fingerprint, job.resume, fabric.is_global_zero)
+    store = _load(job.fit, config, job.memory_budget, job.workers)
+    defects = load_defects(job.defects, config.image_size) if job.defects else None
     torch.manual_seed(config.seed)
-    network = CdoNetwork.from_config(config).to(memory_format=torch.channels_last)
-    _fit(fabric, network, store, config, work, workers)
+    network = CdoNetwork.from_config(config) if job.start is None else load_network(config, job.start)
+    network = network.to(memory_format=torch.channels_last)
+    _fit(fabric, network, store, defects, config, work, job.workers)
     if not fabric.is_global_zero:
         fabric.barrier()
         return bundles.read_bundle(out)
     network.eval()
     if config.density:
         _fit_views(network, store, config, fabric.device)
-    scores, maxima = calibration_scores(TorchRuntime(network, fabric.device), [s.path for s in held_out])
+    scores, maxima = calibration_scores(TorchRuntime(network, fabric.device), job.held_out)
+    provenance |= {
+        "seed": config.seed,
+        "device": str(fabric.device),
+        "devices": fabric.world_size,
+        "versions": versions(),
+        "revision": revision(),
+    }
     with bundles.write_folder(out) as folder:
         write_run(folder, network, config, provenance, Calibration.fit(scores, maxima, config.false_alarm_rate))
         work.move_logs(folder)
@@ -137,37 +184,31 @@ def write_run(
     bundles.write_json(folder / bundles.CALIBRATION, calibration.to_json())
 
 
-def _provenance(
+def _describe(
     data: Path,
     samples: Sequence[Sample],
     split: GoodSplit,
     category: str | None,
-    config: Config,
-    fabric: Fabric,
+    defects: Sequence[Sample],
+    data_fingerprint: str,
 ) -> dict[str, Any]:
     root = data.resolve()
     return {
-        "data": {
-            "root": str(root),
-            "category": category or samples[0].category,
-            "fingerprint": fingerprint(samples, data),
-            "fit": [s.path.resolve().relative_to(root).as_posix() for s in split.fit],
-            "calibration": [s.path.resolve().relative_to(root).as_posix() for s in split.calibration],
-            "split": split.note,
-        },
-        "seed": config.seed,
-        "device": str(fabric.device),
-        "devices": fabric.world_size,
-        "versions": versions(),
-        "revision": revision(),
+        "root": str(root),
+        "category": category or samples[0].category,
+        "fingerprint": data_fingerprint,
+        "fit": [s.path.resolve().relative_to(root).as_posix() for s in split.fit],
+        "calibration": [s.path.resolve().relative_to(root).as_posix() for s in split.calibration],
+        "split": split.note,
+        "defects": [[str(s.path.resolve()), str(s.mask_path and s.mask_path.resolve())] for s in defects],
     }
 
 
-def _load(fit: Sequence[Sample], config: Config, memory_budget: int, workers: int) -> ImageStore:
+def _load(fit: Sequence[Path], config: Config, memory_budget: int, workers: int) -> ImageStore:
     with progress_bar() as bar:
         task = bar.add_task("reading pictures", total=len(fit), note="")
         return ImageStore(
-            [s.path for s in fit],
+            fit,
             config.image_size,
             memory_budget=memory_budget,
             workers=workers,
@@ -272,7 +313,15 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int, rank: int, worl
     return [batch[rank::world] for batch in batches]
 
 
-def _fit(fabric: Fabric, network: CdoNetwork, store: ImageStore, config: Config, work: _Work, workers: int) -> None:
+def _fit(
+    fabric: Fabric,
+    network: CdoNetwork,
+    store: ImageStore,
+    defects: Defects | None,
+    config: Config,
+    work: _Work,
+    workers: int,
+) -> None:
     optimizer = _optimizer(network.apprentice, config)
     first = 0
     if work.state is not None:
@@ -288,7 +337,7 @@ def _fit(fabric: Fabric, network: CdoNetwork, store: ImageStore, config: Config,
         for epoch in range(first, config.epochs):
             start = time.perf_counter()
             losses = []
-            for loss, done in _epoch(fabric, network, apprentice, prepared, store, config, epoch, workers):
+            for loss, done in _epoch(fabric, network, apprentice, prepared, store, defects, config, epoch, workers):
                 losses.append(loss)
                 rate = done / (time.perf_counter() - start)
                 note = f"epoch {epoch + 1}/{config.epochs}  loss {loss:.3f}  {rate:.1f} images/s"
@@ -318,6 +367,7 @@ def _epoch(
     apprentice: nn.Module,
     optimizer: Any,
     store: ImageStore,
+    defects: Defects | None,
     config: Config,
     epoch: int,
     workers: int,
@@ -337,7 +387,10 @@ def _epoch(
             group["lr"] = config.lr * _lr_factor(config, epoch, step, len(batches))
         images = images.to(fabric.device, non_blocking=True)
         seeds = [image_seed(config.seed, epoch, int(i)) for i in indices]
-        loss = _loss(fabric, network, apprentice, images, seeds, config)
+        shown = None
+        if defects is not None:
+            shown = _draw_defects(defects, len(images), config, epoch, step, fabric)
+        loss = _loss(fabric, network, apprentice, images, seeds, config, shown)
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
@@ -351,13 +404,37 @@ def _epoch(
         yield value, done
 
 
+def _draw_defects(
+    defects: Defects, good: int, config: Config, epoch: int, step: int, fabric: Fabric
+) -> tuple[Tensor, Tensor]:
+    """Labelled defects to go with a step's good pictures, each as often as any other, mirrored at random."""
+    count = max(1, round(good * config.defect_share / (1 - config.defect_share)))
+    seed = image_seed(config.seed, epoch, 2**33 + step * fabric.world_size + fabric.global_rank)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(0, len(defects), (count,), generator=generator)
+    images, masks = defects.images[chosen], defects.masks[chosen]
+    for axis in (-1, -2):
+        if torch.randint(0, 2, (), generator=generator):
+            images, masks = images.flip(axis), masks.flip(axis)
+    return images.to(fabric.device), masks.to(fabric.device)
+
+
 def _loss(
-    fabric: Fabric, network: CdoNetwork, apprentice: nn.Module, images: Tensor, seeds: list[int], config: Config
+    fabric: Fabric,
+    network: CdoNetwork,
+    apprentice: nn.Module,
+    images: Tensor,
+    seeds: list[int],
+    config: Config,
+    defects: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
+    """The loss of one step; `defects` join the pictures, and their masks the synthetic pixels."""
     if config.mom:
         images, mask = mixed(images, config.kinds(), seeds, config.background)
     else:
         mask = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
+    if defects is not None:
+        images, mask = torch.cat([images, defects[0]]), torch.cat([mask, defects[1]])
     with fabric.autocast():
         normalised = network.normalise(images).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():

@@ -1,0 +1,109 @@
+"""Corrections of an operator: what is learned, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from cdo_ad import adapt as public_adapt
+from cdo_ad.adaptation import adapt
+from cdo_ad.bundle import read_bundle
+from cdo_ad.cli import app
+from cdo_ad.errors import BundleError, ConfigError, DataError
+from cdo_ad.training import train
+from conftest import TINY
+from fakes import make_mvtec
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """run/ with a density, its data/, good/ of another shade, bad/ with masks."""
+    root = tmp_path_factory.mktemp("adapt")
+    data = make_mvtec(root / "data", train=24, good=3, defective=3)
+    train(data, root / "run", TINY.replace(density=True, density_context=2, lr=2e-3), device="cpu")
+    random = np.random.default_rng(0)
+    example = np.asarray(Image.open(sorted((data / "train" / "good").iterdir())[0]).convert("RGB"), dtype=float)
+    for i in range(8):
+        picture = (example * 0.6 + random.normal(0, 3, example.shape)).clip(0, 255).astype(np.uint8)
+        save(root / "good" / f"{i}.png", picture)
+    mask = np.zeros(example.shape[:2], np.uint8)
+    mask[10:30, 10:30] = 255
+    for i in range(2):
+        save(root / "bad" / f"{i}.png", np.where(mask[..., None] > 0, 128, example).astype(np.uint8))
+        save(root / "bad" / "masks" / f"{i}.png", mask)
+    return root
+
+
+def test_false_alarms_stop_and_the_old_pictures_stay_good(made: Path) -> None:
+    bundle, changes = adapt(made / "run", made / "new", good=made / "good", bad=made / "bad", device="cpu")
+    groups = {change.group: change for change in changes}
+    assert list(groups) == ["new good", "new bad", "held-out good"]
+    assert groups["new good"].pictures == 8 and groups["new good"].alarms_before == 8
+    assert groups["new good"].alarms_after <= 2
+    assert groups["held-out good"].alarms_after <= 2
+    old = read_bundle(made / "run").provenance["data"]
+    data = bundle.provenance["data"]
+    assert len(data["fit"]) == len(old["fit"]) + 6 and len(data["calibration"]) == len(old["calibration"]) + 2
+    assert len(bundle.calibration.scores) == len(data["calibration"])
+    assert all(path.is_file() for path in bundle.calibration_paths)
+    assert len(data["defects"]) == 2 and data["adapted_from"] == old["fingerprint"] != data["fingerprint"]
+
+
+def test_it_goes_on_from_the_runs_weights(made: Path) -> None:
+    bundle, _ = adapt(made / "run", made / "short", good=made / "good", epochs=1, device="cpu")
+    before, after = (load_file(str(path / "model.safetensors")) for path in (made / "run", bundle.path))
+    fresh = train(made / "data", made / "other", TINY.replace(seed=9), device="cpu")
+    other = load_file(str(fresh.path / "model.safetensors"))
+    name = "apprentice.body.layer1.0.conv1.weight"
+    moved, apart = (before[name] - after[name]).norm(), (before[name] - other[name]).norm()
+    assert 0 < moved < 0.2 * apart
+    expert = "expert.body.layer1.0.conv1.weight"
+    assert torch.equal(before[expert], after[expert])
+
+
+def test_a_second_correction_keeps_the_first(made: Path) -> None:
+    first, _ = adapt(made / "run", made / "first", bad=made / "bad", epochs=1, device="cpu")
+    second, _ = adapt(first.path, made / "second", good=made / "good", epochs=1, device="cpu")
+    assert second.provenance["data"]["defects"] == first.provenance["data"]["defects"]
+
+
+def test_on_the_command_line_it_replaces_the_run(made: Path) -> None:
+    shutil.copytree(made / "run", made / "copy")
+    result = CliRunner().invoke(
+        app, ["adapt", str(made / "copy"), "--good", str(made / "good"), "--epochs", "1", "--device", "cpu", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert [c["group"] for c in document["changes"]] == ["new good", "held-out good"]
+    assert len(read_bundle(made / "copy").provenance["data"]["fit"]) > len(
+        read_bundle(made / "run").provenance["data"]["fit"]
+    )
+
+
+def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
+    assert public_adapt is not None
+    with pytest.raises(ConfigError, match="give --good FOLDER, --bad FOLDER or both"):
+        adapt(made / "run", tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        adapt(made / "run", tmp_path / "new", good=tmp_path / "empty")
+    shutil.copytree(made / "run", tmp_path / "moved")
+    config = json.loads((tmp_path / "moved" / "config.json").read_text())
+    config["provenance"]["data"]["root"] = str(tmp_path / "gone")
+    (tmp_path / "moved" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleError, match="is gone, and a run is adapted together with"):
+        adapt(tmp_path / "moved", tmp_path / "new", good=made / "good")
+    assert not (tmp_path / "new").exists()

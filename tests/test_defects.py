@@ -1,0 +1,113 @@
+"""A few labelled defects: where they are found, how they are drawn, that they are learned."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdo_ad import bundle as bundles
+from cdo_ad import training
+from cdo_ad.data.defects import load_defects, read_defects
+from cdo_ad.errors import DataError
+from cdo_ad.runtime import load_network
+from cdo_ad.training import train
+from conftest import TINY
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def striped(seed: int) -> np.ndarray:
+    """A gray picture with a defect that white noise does not resemble: a faint even square."""
+    picture = np.random.default_rng(seed).normal(120, 6, (64, 64))
+    picture[20:40, 20:40] = picture[20:40, 20:40] * 0 + 120
+    return picture.astype(np.uint8)
+
+
+def square() -> np.ndarray:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 20:40] = 255
+    return mask
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(3):
+        save(tmp_path / "defects" / f"{i}.png", striped(i))
+        save(tmp_path / "defects" / "masks" / f"{i}_mask.png", square())
+    return tmp_path / "defects"
+
+
+def test_masks_in_a_folder_beside_or_in_a_data_set(folder: Path, tiny_data: Path) -> None:
+    assert [s.path.name for s in read_defects(folder)] == ["0.png", "1.png", "2.png"]
+    for mask in (folder / "masks").iterdir():
+        shutil.move(str(mask), folder / mask.name)
+    (folder / "masks").rmdir()
+    beside = read_defects(folder)
+    assert [s.mask_path.name for s in beside] == ["0_mask.png", "1_mask.png", "2_mask.png"]
+    assert all(s.anomalous and s.mask_path is not None for s in read_defects(tiny_data))
+
+
+def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        read_defects(tmp_path / "nowhere")
+    (folder / "masks" / "1_mask.png").unlink()
+    with pytest.raises(DataError, match=r"1\.png: no mask belongs to this picture"):
+        read_defects(folder)
+    save(folder / "masks" / "1_mask.png", np.zeros((64, 64), np.uint8))
+    with pytest.raises(DataError, match=r"1_mask\.png: the mask is empty"):
+        load_defects(read_defects(folder), (32, 32))
+    shutil.rmtree(folder / "masks")
+    with pytest.raises(DataError, match=r"0\.png: has no mask: put 0_mask\.png beside it"):
+        read_defects(folder)
+
+
+def test_a_defect_of_one_pixel_survives_shrinking(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.full((512, 384), 99, np.uint8))
+    mask = np.zeros((512, 384), np.uint8)
+    mask[301, 77] = 255
+    save(tmp_path / "a_mask.png", mask)
+    defects = load_defects(read_defects(tmp_path), (64, 48))
+    assert defects.images.shape == (1, 3, 64, 48) and defects.masks.shape == (1, 64, 48)
+    assert defects.masks.nonzero().tolist() == [[0, 37, 9]]
+
+
+def test_each_defect_is_drawn_as_often_and_the_same_for_the_same_seed(folder: Path) -> None:
+    from lightning_fabric import Fabric
+
+    defects = load_defects(read_defects(folder), (64, 64))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    draw = lambda epoch, step: training._draw_defects(defects, 12, TINY, epoch, step, fabric)  # noqa: E731
+    images, masks = draw(0, 0)
+    assert len(images) == len(masks) == 4  # a quarter of sixteen
+    assert torch.equal(draw(0, 0)[0], images) and not torch.equal(draw(0, 1)[0], images)
+    counts = np.zeros(3)
+    for step in range(200):
+        for image in draw(1, step)[0]:
+            same = [any(torch.equal(image, d.flip(axes)) for axes in ((), (1,), (2,), (1, 2))) for d in defects.images]
+            counts += same
+    assert counts.min() > 0.8 * counts.max()
+
+
+def test_a_run_with_defects_disagrees_more_on_them(folder: Path, tiny_data: Path, tmp_path: Path, tiny_run) -> None:
+    config = TINY.replace(epochs=10, lr=2e-3)
+    plain = train(tiny_data, tmp_path / "plain", config, device="cpu")
+    taught = train(tiny_data, tmp_path / "taught", config, device="cpu", defects=folder)
+    assert [Path(image).name for image, _ in taught.provenance["data"]["defects"]] == ["0.png", "1.png", "2.png"]
+    assert taught.provenance["data"]["fingerprint"] != plain.provenance["data"]["fingerprint"]
+    defects = load_defects(read_defects(folder), (64, 64))
+    contrast = {}
+    for bundle in (plain, taught):
+        with torch.no_grad():
+            levels = load_network(bundle.config, bundle.model_file).discrepancies(defects.images)
+        level = levels[0]  # 16 x 16: the square covers 5..10
+        contrast[bundle.path.name] = float(level[:, 6:9, 6:9].mean() / level.mean())
+    assert contrast["taught"] > 1.5 * contrast["plain"]
+    assert bundles.read_bundle(tiny_run).provenance["data"]["defects"] == []
