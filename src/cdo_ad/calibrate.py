@@ -53,7 +53,8 @@ def check_count(n: int, false_alarm_rate: float) -> None:
     if n < needed:
         raise CalibrationError(
             f"a false-alarm rate of {false_alarm_rate:g} needs {needed} good calibration pictures, there are {n}: "
-            f"add {needed - n} more, or ask for  --false-alarm-rate {math.ceil(1e4 / (n + 1)) / 1e4:g}"
+            f"add {needed - n} more, ask for  --false-alarm-rate {math.ceil(1e4 / (n + 1)) / 1e4:g}  or, to start "
+            "without a promise, train with  --few"
         )
 
 
@@ -83,15 +84,24 @@ class Calibration:
     """A picture is anomalous when its score is larger."""
     pixel_threshold: float
     """A pixel is drawn when its value is larger: at most `false_alarm_rate` of good pictures show any such pixel."""
+    promised: bool = True
+    """False where the scores are those of altered copies of the training pictures: no rate follows from them."""
 
     @classmethod
-    def fit(cls, scores: Sequence[float], pixel_maxima: Sequence[float], false_alarm_rate: float) -> Calibration:
+    def fit(
+        cls,
+        scores: Sequence[float],
+        pixel_maxima: Sequence[float],
+        false_alarm_rate: float,
+        promised: bool = True,
+    ) -> Calibration:
         """Thresholds from the held-out good pictures.
 
         Args:
             scores: (n,) image scores.
             pixel_maxima: (n,) the largest pixel of each anomaly map.
             false_alarm_rate: in (0, 1).
+            promised: see `Calibration.promised`.
 
         Raises:
             CalibrationError: too few pictures for the rate, or a score that is not a finite number.
@@ -104,11 +114,12 @@ class Calibration:
             false_alarm_rate=false_alarm_rate,
             image_threshold=conformal_threshold(scores, false_alarm_rate),
             pixel_threshold=conformal_threshold(pixel_maxima, false_alarm_rate),
+            promised=promised,
         )
 
     def at_rate(self, false_alarm_rate: float) -> Calibration:
         """The same pictures at another false-alarm rate; raises CalibrationError as `fit` does."""
-        return Calibration.fit(self.scores, self.pixel_maxima, false_alarm_rate)
+        return Calibration.fit(self.scores, self.pixel_maxima, false_alarm_rate, self.promised)
 
     def p_value(self, score: float) -> float:
         """See `p_value`."""
@@ -137,6 +148,7 @@ class Calibration:
             "pixel_threshold": self.pixel_threshold,
             "scores": list(self.scores),
             "pixel_maxima": list(self.pixel_maxima),
+            "promised": self.promised,
         }
 
     @classmethod
@@ -153,6 +165,7 @@ class Calibration:
                 false_alarm_rate=float(values["false_alarm_rate"]),
                 image_threshold=float(values["image_threshold"]),
                 pixel_threshold=float(values["pixel_threshold"]),
+                promised=bool(values.get("promised", True)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"calibration.json is damaged ({error}): run  cdo-ad calibrate  again") from error

@@ -88,6 +88,9 @@ def train(
     defects: Annotated[
         Path | None, typer.Option(help="Folder with a few labelled defects (pictures and masks) to learn from too.")
     ] = None,
+    few: Annotated[
+        bool, typer.Option("--few", help="For a handful of good pictures: hold none out, promise no rate.")
+    ] = False,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
     workers: Annotated[int, typer.Option(help="Threads or processes that read pictures.")] = 2,
@@ -98,6 +101,8 @@ def train(
     from cdo_ad import recipes
 
     config = recipes.get(recipe).with_settings(setting or [])
+    if few:
+        config = config.replace(few=True)
     if seed is not None:
         config = config.replace(seed=seed)
     if false_alarm_rate is not None:
@@ -115,7 +120,8 @@ def train(
         show_json({"run": str(out), "calibration": calibration.to_json(), "settings": config.to_json()})
         return
     fit = len(bundle.provenance["data"]["fit"])
-    show(f"{out}: trained on {fit} good pictures, calibrated on {len(calibration.scores)} others")
+    others = "others" if calibration.promised else "altered copies"
+    show(f"{out}: trained on {fit} good pictures, calibrated on {len(calibration.scores)} {others}")
     show(_threshold_line(calibration))
 
 
@@ -339,6 +345,11 @@ def _load(run: Path, device: str, false_alarm_rate: float | None) -> Detector:
 
 
 def _threshold_line(calibration: Any) -> str:
+    if not calibration.promised:
+        return (
+            f"threshold {calibration.image_threshold:.4f}: no false-alarm rate is promised, as altered copies of the "
+            "training pictures gave it; set it with 20 or more other good pictures:  cdo-ad calibrate RUN FOLDER"
+        )
     return (
         f"threshold {calibration.image_threshold:.4f}: at most {calibration.false_alarm_rate:.2%} of good pictures are "
         f"called anomalous, on average (from {len(calibration.scores)} good pictures)"

@@ -23,7 +23,8 @@ def sentence(score: float, calibration: Calibration) -> str:
         word = "anomalous"
     else:
         word = "unusual but good" if calibration.p_value(score) <= UNUSUAL else "good"
-    pictures = "good picture" if n == 1 else "good pictures"
+    kind = "good picture" if calibration.promised else "altered copy"
+    pictures = kind if n == 1 else "good pictures" if calibration.promised else "altered copies of good pictures"
     if as_high == 0:
         return f"{word}: none of {n} {pictures} scores as high"
     only = "" if word == "good" else "only "

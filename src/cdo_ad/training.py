@@ -20,6 +20,7 @@ from cdo_ad.calibrate import Calibration, check_count
 from cdo_ad.config import Config
 from cdo_ad.data import GoodSplit, read_dataset, split_good
 from cdo_ad.data.duplicates import hash_pictures
+from cdo_ad.data.images import read_image
 from cdo_ad.data.split import fingerprint
 from cdo_ad.detector import calibration_scores
 from cdo_ad.errors import BundleError, ConfigError, TrainingError, needs_extra
@@ -36,6 +37,7 @@ with needs_extra("train", "training"):
 
     from cdo_ad.data.dataset import ImageStore
     from cdo_ad.data.defects import Defects, load_defects, read_defects
+    from cdo_ad.data.few import CopyStore, altered
     from cdo_ad.method.anomalies import mixed
     from cdo_ad.method.discrepancy import discrepancies
     from cdo_ad.method.fitting import fit_views
@@ -48,6 +50,9 @@ __all__ = ["MEMORY_BUDGET", "Job", "run_job", "train", "write_run"]
 
 MEMORY_BUDGET = 4 * 2**30
 """Bytes of decoded pictures that are kept in memory; a larger training set is read again each epoch."""
+COPIES_TO_TRAIN = 64
+COPIES_TO_CALIBRATE = 100
+"""With few pictures: see `cdo_ad.data.few`."""
 COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
 
 
@@ -93,7 +98,7 @@ def train(
     data, out = Path(data), Path(out)
     bundles.check_writable(out)
     samples = [s for s in read_dataset(data, layout, category) if s.split != "test"]
-    split = _split(samples, config)
+    split = _few(samples) if config.few else _split(samples, config)
     labelled = read_defects(defects) if defects is not None else []
     job = Job(
         out, config, [s.path for s in split.fit], [s.path for s in split.calibration], labelled,
@@ -130,7 +135,7 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
         provenance: of the data; the machine's and the versions' are added.
     """
     config, out = job.config, job.out
-    check_count(len(job.held_out), config.false_alarm_rate)
+    check_count(len(job.held_out) if not config.few else COPIES_TO_CALIBRATE, config.false_alarm_rate)
     fabric = Fabric(accelerator=job.device, devices=job.devices, precision=config.precision)  # type: ignore[arg-type]
     fabric.launch()
     with fabric.rank_zero_first():
@@ -147,7 +152,7 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
     network.eval()
     if config.density:
         _fit_views(network, store, config, fabric.device)
-    scores, maxima = calibration_scores(TorchRuntime(network, fabric.device), job.held_out)
+    calibration = _calibrate(network, fabric.device, job)
     provenance |= {
         "seed": config.seed,
         "device": str(fabric.device),
@@ -156,11 +161,30 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
         "revision": revision(),
     }
     with bundles.write_folder(out) as folder:
-        write_run(folder, network, config, provenance, Calibration.fit(scores, maxima, config.false_alarm_rate))
+        write_run(folder, network, config, provenance, calibration)
         work.move_logs(folder)
     work.remove()
     fabric.barrier()
     return bundles.read_bundle(out)
+
+
+def _few(samples: Sequence[Sample]) -> GoodSplit:
+    """All pictures are for training where there are too few to hold any out."""
+    fit = [s for s in samples if s.split == "train"]
+    return GoodSplit(fit, [], "none held out: calibrated on altered copies", grouped=False)
+
+
+def _calibrate(network: CdoNetwork, device: torch.device, job: Job) -> Calibration:
+    runtime, rate = TorchRuntime(network, device), job.config.false_alarm_rate
+    if not job.config.few:
+        return Calibration.fit(*calibration_scores(runtime, job.held_out), rate)
+    scores, maxima = [], []
+    for k in range(COPIES_TO_CALIBRATE):
+        copy = altered(read_image(job.fit[k % len(job.fit)]), image_seed(job.config.seed, 2**32, k))
+        maps, score = runtime.infer(copy[None])
+        scores.append(float(score[0]))
+        maxima.append(float(maps.max()))
+    return Calibration.fit(scores, maxima, rate, promised=False)
 
 
 def _split(samples: Sequence[Sample], config: Config) -> GoodSplit:
@@ -204,9 +228,17 @@ def _describe(
     }
 
 
-def _load(fit: Sequence[Path], config: Config, memory_budget: int, workers: int) -> ImageStore:
+def _load(fit: Sequence[Path], config: Config, memory_budget: int, workers: int) -> ImageStore | CopyStore:
     with progress_bar() as bar:
         task = bar.add_task("reading pictures", total=len(fit), note="")
+        if config.few:
+            return CopyStore(
+                fit,
+                config.image_size,
+                COPIES_TO_TRAIN,
+                config.seed,
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
         return ImageStore(
             fit,
             config.image_size,
@@ -273,7 +305,7 @@ class _Work:
 class _Indexed(Dataset[tuple[int, Tensor]]):
     """A store whose items come with their index, from which a picture's seed follows."""
 
-    def __init__(self, store: ImageStore) -> None:
+    def __init__(self, store: ImageStore | CopyStore) -> None:
         self.store = store
 
     def __len__(self) -> int:
@@ -283,7 +315,7 @@ class _Indexed(Dataset[tuple[int, Tensor]]):
         return index, self.store[index]
 
 
-def _fit_views(network: CdoNetwork, store: ImageStore, config: Config, device: torch.device) -> None:
+def _fit_views(network: CdoNetwork, store: ImageStore | CopyStore, config: Config, device: torch.device) -> None:
     with progress_bar() as bar:
         task = bar.add_task("fitting the density", total=len(store), note="")
         fit_views(
@@ -296,7 +328,7 @@ def _fit_views(network: CdoNetwork, store: ImageStore, config: Config, device: t
         )
 
 
-def _unperturbed(store: ImageStore, config: Config, device: torch.device) -> Iterator[Tensor]:
+def _unperturbed(store: ImageStore | CopyStore, config: Config, device: torch.device) -> Iterator[Tensor]:
     """Every picture once, in random order."""
     order = torch.randperm(len(store), generator=torch.Generator().manual_seed(config.seed)).tolist()
     for start in range(0, len(order), config.batch_size):
@@ -316,7 +348,7 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int, rank: int, worl
 def _fit(
     fabric: Fabric,
     network: CdoNetwork,
-    store: ImageStore,
+    store: ImageStore | CopyStore,
     defects: Defects | None,
     config: Config,
     work: _Work,
@@ -366,7 +398,7 @@ def _epoch(
     network: CdoNetwork,
     apprentice: nn.Module,
     optimizer: Any,
-    store: ImageStore,
+    store: ImageStore | CopyStore,
     defects: Defects | None,
     config: Config,
     epoch: int,
