@@ -223,13 +223,14 @@ def test_the_levels_of_a_picture_are_kept_while_it_is_judged_once(run: Path, mon
     network = detector.runtime.network
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     with torch.inference_mode():
-        expected = network.discrepancies(torch.from_numpy(picture[None]).permute(0, 3, 1, 2))
+        expected = network.views(torch.from_numpy(picture[None]).permute(0, 3, 1, 2))
     calls = []
-    original = CdoNetwork.discrepancies
-    monkeypatch.setattr(CdoNetwork, "discrepancies", lambda *a: calls.append(1) or original(*a))
+    original = CdoNetwork.features
+    monkeypatch.setattr(CdoNetwork, "features", lambda *a: calls.append(1) or original(*a))
     runtime = LevelRuntime(detector.runtime)
-    maps, _ = runtime.infer(picture[None])
-    assert calls == [1] and "discrepancies" not in vars(network)
-    for level, wanted in zip(runtime.levels, expected, strict=True):
-        np.testing.assert_allclose(level, wanted[0].numpy(), atol=1e-6)
-    np.testing.assert_array_equal(maps, detector.runtime.infer(picture[None])[0])
+    maps, scores = runtime.infer(picture[None])
+    assert calls == [1] and list(runtime.levels) == list(expected)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(runtime.levels[name], wanted[0].numpy(), atol=1e-6)
+    for found, judged in zip((maps, scores), detector.runtime.infer(picture[None]), strict=True):
+        np.testing.assert_array_equal(found, judged)

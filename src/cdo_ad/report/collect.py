@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,6 @@ from cdo_ad.report.distributions import Distributions
 from cdo_ad.runtime import TorchRuntime
 from cdo_ad.types import Float32Array, MaskArray, Prediction, Sample
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = ["LevelRuntime", "Recorder", "SyntheticPower", "score_good", "synthetic_power", "thumbnails"]
 
 LARGEST_SIDE, SMALLEST_SIDE = 512, 96
@@ -34,35 +31,34 @@ QUALITY = 80
 
 
 class LevelRuntime(TorchRuntime):
-    """The torch engine; keeps the discrepancy maps of the hierarchies that its last picture was judged by."""
+    """The torch engine; keeps the maps that the anomaly map of its last picture is the sum of."""
 
-    levels: list[Float32Array]
-    """(h, w) a hierarchy, on the first one's grid."""
+    levels: dict[str, Float32Array]
+    """By name (h, w), on the first hierarchy's grid; see `CdoNetwork.views`."""
 
     def __init__(self, runtime: TorchRuntime) -> None:
         """Share an engine's networks."""
         super().__init__(runtime.network, runtime.device)
-        self.levels = []
+        self.levels = {}
 
     def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
         """See `Runtime.infer`."""
-        network, computed = self.network, self.network.discrepancies
+        import torch
 
-        def kept(images: Tensor) -> list[Tensor]:
-            levels = computed(images)
-            self.levels = [level[0].cpu().numpy() for level in levels]
-            return levels
+        from cdo_ad.method.resize import resize
 
-        network.__dict__["discrepancies"] = kept  # found before the class's method, so nothing is computed twice
-        try:
-            return super().infer(pictures)
-        finally:
-            del network.__dict__["discrepancies"]
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device)
+            images = resize(batch.permute(0, 3, 1, 2).float(), self.network.image_size)
+            views = self.network.views(images.contiguous(memory_format=torch.channels_last))
+            maps, scores = self.network.finish(list(views.values()))
+            self.levels = {name: view[0].cpu().numpy() for name, view in views.items()}
+            return maps.cpu().numpy(), scores.cpu().numpy()
 
     def maps(self, prediction: Prediction) -> dict[str, Float32Array]:
         """The levels of the last picture by name, and its anomaly map at their size as `fused`."""
-        named = {f"hierarchy {k + 1}": level for k, level in enumerate(self.levels)}
-        return {**named, "fused": resize_map(prediction.anomaly_map, self.levels[0].shape)}
+        height, width = next(iter(self.levels.values())).shape
+        return {**self.levels, "fused": resize_map(prediction.anomaly_map, (height, width))}
 
 
 class Recorder(Detector):
