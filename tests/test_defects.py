@@ -12,11 +12,15 @@ from PIL import Image
 
 from cdo_ad import bundle as bundles
 from cdo_ad import training
+from cdo_ad.data import read_dataset
 from cdo_ad.data.defects import load_defects, read_defects
+from cdo_ad.detector import load
 from cdo_ad.errors import DataError
+from cdo_ad.evaluation import evaluate
 from cdo_ad.runtime import load_network
 from cdo_ad.training import train
 from conftest import TINY
+from fakes import make_mvtec
 
 
 def save(path: Path, values: np.ndarray) -> None:
@@ -111,3 +115,18 @@ def test_a_run_with_defects_disagrees_more_on_them(folder: Path, tiny_data: Path
         contrast[bundle.path.name] = float(level[:, 6:9, 6:9].mean() / level.mean())
     assert contrast["taught"] > 1.5 * contrast["plain"]
     assert bundles.read_bundle(tiny_run).provenance["data"]["defects"] == []
+
+
+def test_evaluate_leaves_out_the_defects_that_were_learned(tmp_path: Path) -> None:
+    data = make_mvtec(tmp_path / "data", train=24, good=3, defective=4)
+    taught = tmp_path / "taught"
+    for sample in [s for s in read_dataset(data) if s.anomalous][:3]:
+        folder = sample.path.parent
+        (taught / "test" / folder.name).mkdir(parents=True, exist_ok=True)
+        (taught / "ground_truth" / folder.name).mkdir(parents=True, exist_ok=True)
+        (taught / "test" / folder.name / sample.path.name).symlink_to(sample.path)
+        (taught / "ground_truth" / folder.name / sample.mask_path.name).symlink_to(sample.mask_path)
+    train(data, tmp_path / "run", TINY.replace(epochs=1), device="cpu", defects=taught)
+    figures = evaluate(load(tmp_path / "run", backend="torch"), read_dataset(data)).figures
+    total = len([s for s in read_dataset(data) if s.anomalous])
+    assert figures["n"]["learned"] == 3 and figures["n"]["anomalous"] == total - 3

@@ -206,7 +206,7 @@ def test_evaluation_uses_the_data_sets_labels_and_the_original_resolution(bright
     assert result["pixel"] == pytest.approx(
         {"auroc": 1.0, "ap": 1.0, "f1max": 1.0, "aupro_0.3": 1.0, "aupro_0.05": 1.0}
     )
-    assert result["n"] == {"good": 3, "anomalous": 1, "failed": 0}
+    assert result["n"] == {"good": 3, "anomalous": 1, "failed": 0, "learned": 0}
     assert result["decision"]["detection_rate"]["value"] == 1.0
     assert (
         result["decision"]["false_alarm_rate"]["value"] == 0.0 and result["decision"]["false_alarm_rate"]["low"] == 0.0

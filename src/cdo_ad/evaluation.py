@@ -57,7 +57,8 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
     """Judge the test pictures and compare with the data set's labels and masks.
 
     The label of a picture is the data set's; pixels are compared at the picture's own size. A defect picture without a
-    mask counts in the image figures only.
+    mask counts in the image figures only. Defects that the run has learned from are left out and counted in
+    `figures["n"]["learned"]`.
 
     Args:
         detector: the calibrated model.
@@ -68,7 +69,9 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
     Raises:
         DataError: when there is no test picture, or none can be read.
     """
-    test = [s for s in samples if s.split == "test"]
+    learned = _learned(detector)
+    there = [s for s in samples if s.split == "test"]
+    test = [s for s in there if str(s.path.resolve()) not in learned]
     if not test:
         raise DataError("there is no test picture: put pictures in test/good and test/<defect>, see the README")
     pixel = {name: PixelMetrics() for name in sorted({s.defect_type for s in test})}
@@ -96,7 +99,14 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
         raise DataError(f"none of the {len(test)} test pictures can be read; the first: {failures[0]}")
     figures, overall = _all_figures(scored, pixel, detector.calibration.image_threshold)
     figures["n"]["failed"] = len(failures)
+    figures["n"]["learned"] = len(there) - len(test)
     return Evaluation(figures, tuple(scored), tuple(failures), overall, counts)
+
+
+def _learned(detector: Detector) -> set[str]:
+    """The defects that the run learned from (`train --defects`), by their full paths."""
+    data = detector.bundle.provenance["data"] if detector.bundle is not None else {}
+    return {image for image, _ in data.get("defects", [])}
 
 
 def _all_figures(
