@@ -195,6 +195,18 @@ def test_more_pictures_make_the_limit_stricter() -> None:
     assert len(near_pairs(hashes, near_limit(hashes[:1000]))) > 50
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_the_split_is_that_of_a_training_with_the_same_settings(tmp_path: Path, together: bool) -> None:
+    rng = np.random.default_rng(5)
+    for i in range(40):
+        coarse = Image.fromarray(rng.integers(60, 200, (9, 9), dtype=np.uint8))
+        part = np.asarray(coarse.resize((96, 96), Image.Resampling.BICUBIC)).astype(float)
+        for k, gain in enumerate((1.0, 0.7)):
+            write(tmp_path / "train" / "good" / f"{i:02d}_{k}.png", (part * gain).astype(np.uint8))
+    kinds = {f.kind for f in check(tmp_path, CONFIG.replace(keep_copies_together=together)).findings}
+    assert ("near-fit-calibration" in kinds) is not together
+
+
 @pytest.mark.parametrize("layout", ["visa", "mvtec3d"])
 def test_other_layouts_are_checked(tmp_path: Path, layout: str) -> None:
     if layout == "visa":

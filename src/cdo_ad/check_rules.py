@@ -102,7 +102,9 @@ class Rules:
         """Fit, calibration and test as a training would have them, and whether there are enough good pictures."""
         config = self.config
         good = [sample for sample in samples if sample.split != "test"]
-        hashes = {sample.path: facts[sample.path].perceptual for sample in good}
+        hashes = (
+            {sample.path: facts[sample.path].perceptual for sample in good} if config.keep_copies_together else None
+        )
         try:
             parted = split_good(good, config.calibration_share, config.calibration_minimum, config.seed, hashes)
             fit, held_out, self.limit = parted.fit, parted.calibration, parted.limit
