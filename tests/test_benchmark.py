@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ import pytest
 import fakes
 import runs
 from cdo_ad import benchmark as benchmarking
-from cdo_ad.benchmark import PlainRuntime, benchmark, measure
+from cdo_ad.benchmark import benchmark, best_batch
+from cdo_ad.benchmark_stages import PlainRuntime, measure
 from cdo_ad.bundle import Bundle
+from cdo_ad.export import export
 from cdo_ad.runtime import TorchRuntime, load_network
 
 pytestmark = pytest.mark.slow
@@ -47,14 +51,55 @@ def test_rows_stages_machine(bundle: Bundle) -> None:
     assert all(set(row) == keys for row in result["rows"])
     assert [(row["form"], row["batch"]) for row in result["rows"]] == [
         ("plain", 1), ("fused", 1), ("plain", 2), ("fused", 2),
+        ("plain-from-jpeg", 1), ("fused-from-jpeg", 1), ("plain-from-jpeg", 16), ("fused-from-jpeg", 16),
     ]  # fmt: skip
     for row in result["rows"]:
         assert row["latency_ms_p99"] >= row["latency_ms_median"] > 0
         assert row["images_per_second"] == pytest.approx(row["batch"] / row["latency_ms_median"] * 1e3)
         assert row["form"] != "plain" or row["ratio_to_plain"] == 1
-    assert {"decode_ms", "resize_ms", "networks_ms", "map_ms"} <= set(result["stages"])
-    assert 0 < result["stages"]["networks_share"] < 1
+    check_stages(result["stages"])
+    check_stages(result["stages"]["plain"])
+    assert result["stages"]["decode_ms"] > 0
+    assert result["stages"]["plain"]["blur_ms"] > 0
+    assert 100 < result["machine"]["peak_memory_mib"]["torch"] < 5000
     assert result["machine"]["versions"]["torch"]
+
+
+def check_stages(stages: dict[str, Any]) -> None:
+    assert {"resize_ms", "networks_ms", "discrepancy_ms", "map_ms", "blur_ms", "score_ms"} <= set(stages)
+    assert all(value >= 0 for value in stages.values() if isinstance(value, float))
+    assert stages["networks_ms"] > 0
+    assert 0 < stages["convolution_share"] < 1
+
+
+def test_exported_models_are_measured_too(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs the extra runtime")
+    bundle = runs.make_run(tmp_path, pictures=9)
+    export(bundle.path)
+    result = benchmark(bundle.path, rounds=1, batch=2)
+    rows = [row for row in result["rows"] if row["runtime"] == "openvino-cpu"]
+    assert [(row["form"], row["batch"]) for row in rows] == [
+        ("fused", 1), ("fused", 2), ("fused-throughput", 2),
+        ("fused-from-jpeg", 1), ("fused-from-jpeg", 16), ("fused-throughput-from-jpeg", 16),
+    ]  # fmt: skip
+    stages = result["stages"]["openvino"]
+    check_stages(stages)
+    assert stages["networks_ms"] > stages["map_ms"] > 0
+    assert stages["resize_ms"] > 0
+    assert stages["score_ms"] > 0
+    memory = result["machine"]["peak_memory_mib"]
+    assert 30 < memory["model.xml"] < memory["torch"]
+
+
+def test_the_best_batch_is_the_quickest_a_picture() -> None:
+    class Engine:
+        name = "double"
+
+        def infer(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            time.sleep({1: 0.01, 2: 0.01, 4: 0.01, 8: 0.04, 16: 0.08}[len(pictures)])
+            return np.zeros((0, 0, 0), np.float32), np.zeros(0, np.float32)
+
+    assert best_batch(Engine(), np.zeros((8, 8, 3), np.uint8)) == 4
 
 
 def test_rounds_go_through_all_in_turns() -> None:

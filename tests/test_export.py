@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import cdo_ad
 import fakes
@@ -18,10 +20,15 @@ import runs
 from cdo_ad import export as exporting
 from cdo_ad.bundle import Bundle
 from cdo_ad.calibrate import Calibration
-from cdo_ad.errors import BundleError, ConfigError, ExportError
+from cdo_ad.data.images import write_png16
+from cdo_ad.errors import BundleError, ConfigError, ExportError, ImageError
 from cdo_ad.export import export, verify
+from cdo_ad.export_graph import with_fixed_padding
 from cdo_ad.exported import OpenVinoRuntime
+from cdo_ad.method.network import CdoNetwork
+from cdo_ad.predict import Failure, predict_files
 from cdo_ad.runtime import TorchRuntime, load_network
+from cdo_ad.types import Prediction
 
 pytest.importorskip("openvino", reason="needs the extra runtime")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -78,6 +85,72 @@ def test_threads_share_a_runtime(bundle: Bundle) -> None:
     with ThreadPoolExecutor(4) as pool:
         together = [float(scores[0]) for _, scores in pool.map(runtime.infer, pictures * 5)]
     np.testing.assert_allclose(together, alone * 5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_files_are_judged_in_a_stream_as_one_by_one(bundle: Bundle, mode: str, tmp_path: Path) -> None:
+    for number, size in enumerate([(64, 96), (90, 41), (200, 300), (64, 96), (33, 48), (70, 70)]):
+        Image.fromarray(picture(size, number)).save(tmp_path / f"{number}.png")
+    (tmp_path / "0_broken.png").write_bytes(b"no picture")
+    (tmp_path / "5_broken.png").write_bytes(b"nor this")
+    Image.fromarray(picture((64, 96))[:, :1]).save(tmp_path / "3_thin.png")
+    detector = cdo_ad.load(bundle.path, backend="openvino", mode=mode)
+    found = list(predict_files(detector, [tmp_path], tmp_path / "out", maps=True))
+    assert [Path(f.path).name for f in found] == sorted(p.name for p in tmp_path.glob("*.png"))
+    assert [isinstance(f, Failure) for f in found] == [p.path[-5].isalpha() for p in found]
+    thin = next(f for f in found if f.path.endswith("3_thin.png"))
+    assert isinstance(thin, Failure)
+    assert "1 x 64 pixels is too small" in thin.error
+    for prediction in found:
+        if isinstance(prediction, Prediction):
+            alone = detector.predict_file(prediction.path)
+            np.testing.assert_allclose(prediction.anomaly_map, alone.anomaly_map, rtol=1e-5, atol=1e-6)
+            assert prediction.score == pytest.approx(alone.score, rel=1e-5)
+            assert (prediction.anomalous, prediction.p_value) == (alone.anomalous, alone.p_value)
+            assert [r.box for r in prediction.regions] == [r.box for r in alone.regions]
+            assert prediction.seconds > 0
+    assert len(list((tmp_path / "out").glob("*_map.png"))) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 1), (1, 64), (7, 300)], ids=str)
+def test_a_sliver_is_refused_clearly(bundle: Bundle, kind: str, size: tuple[int, int]) -> None:
+    detector = cdo_ad.load(bundle.path, backend=kind)
+    with pytest.raises(ImageError, match=f"{size[1]} x {size[0]} pixels is too small: each side needs 8"):
+        detector.predict(np.zeros((*size, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gray_and_16_bit_take_the_same_path(bundle: Bundle, kind: str, tmp_path: Path) -> None:
+    gray = picture((75, 130))[:, :, 1]
+    detector = cdo_ad.load(bundle.path, backend=kind)
+    expected = detector.predict(np.dstack([gray] * 3))
+    write_png16(tmp_path / "wide.png", (gray.astype(np.uint16) << 8) + 199)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    for found in [
+        detector.predict(gray), detector.predict(gray[:, :, None]), detector.predict((gray.astype(np.uint16) << 8) + 3),
+        detector.predict_file(tmp_path / "wide.png"), detector.predict_file(tmp_path / "gray.png"),
+    ]:  # fmt: skip
+        assert found.score == expected.score
+        np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
+
+
+def test_padding_of_known_size_is_the_same_convolution() -> None:
+    torch.manual_seed(0)
+    network = CdoNetwork("tf_efficientnet_lite0", (65, 98)).eval()
+    fixed = with_fixed_padding(network, torch.zeros(1, 3, 65, 98))
+    images = torch.rand(2, 3, 65, 98) * 255
+    with torch.no_grad():
+        for found, expected in zip(fixed(images), network(images), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert not any(type(module).__name__ == "Conv2dSame" for module in fixed.modules())
+    assert any(type(module).__name__ == "Conv2dSame" for module in network.modules())
+
+
+def test_nothing_is_sent_home() -> None:
+    code = "import sys, cdo_ad.exported as e; e.import_openvino(); print(sys.modules['openvino_telemetry'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "None"
 
 
 CHILD = """

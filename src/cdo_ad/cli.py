@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cdo_ad import cli_look
+from cdo_ad import cli_deploy, cli_look
 from cdo_ad.cli_common import (
     AsJson,
     Category,
@@ -246,7 +246,7 @@ def predict(
 
     if maps and out is None:
         raise ConfigError("--maps needs a folder to write to: give --out DIR")
-    detector = _load(run, device, false_alarm_rate)
+    detector = _load(run, device, false_alarm_rate, mode="throughput")
     failed = count = 0
     lines: list[str] = []
     for result in predict_files(detector, paths, out, maps=maps):
@@ -287,58 +287,10 @@ def demo(
         show(f"examples: {outcome.sheet}\noverlays: {outcome.overlays}\nrun:      {outcome.run}")
 
 
-@app.command()
-def export(
-    run: Run,
-    to: Annotated[str, typer.Option(help="openvino or onnx.")] = "openvino",
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder of good pictures to compare on; default: those held out.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write one model file that needs no torch, and prove that it gives the same answers."""
-    from cdo_ad.export import export as write
-
-    file, agreement = write(run, to, pictures=pictures)
-    if as_json:
-        show_json({"file": str(file), **agreement.to_json()})
-        return
-    show(
-        f"{file}: same decision on all of {agreement.pictures} pictures; scores differ by at most "
-        f"{agreement.score_difference:.1e}, maps by {agreement.map_difference:.1e} (relative)"
-    )
-
-
-@app.command()
-def benchmark(
-    run: Run,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds at batch 1.")] = 30,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures a batch, for the throughput.")] = 8,
-    picture_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the pictures.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure every engine this run can use, against the plain PyTorch form."""
-    from cdo_ad.benchmark import benchmark as measure
-
-    result = measure(run, rounds=rounds, batch=batch, picture_size=parse_size(picture_size, "--picture-size"))
-    if as_json:
-        show_json(result)
-        return
-    show("runtime          precision              form batch  median ms   p99 ms  images/s  x plain")
-    for row in result["rows"]:
-        show(
-            f"{row['runtime']:16}{row['precision']:>10}{row['form']:>18}{row['batch']:6d}{row['latency_ms_median']:11.1f}"
-            f"{row['latency_ms_p99']:9.1f}{row['images_per_second']:10.1f}{row['ratio_to_plain']:9.2f}"
-        )
-    for name, value in result["stages"].items():
-        show(f"{name:20}{value:9.2f}")
-    show(f"{result['machine']['processor']}, {result['machine']['cores']} cores")
-
-
-def _load(run: Path, device: str, false_alarm_rate: float | None) -> Detector:
+def _load(run: Path, device: str, false_alarm_rate: float | None, mode: str = "latency") -> Detector:
     from cdo_ad.detector import Detector, load
 
-    detector = load(run, device=device)
+    detector = load(run, device=device, mode=mode)
     if false_alarm_rate is None:
         return detector
     return Detector(detector.runtime, detector.calibration.at_rate(false_alarm_rate), detector.bundle)
@@ -381,6 +333,7 @@ def _f(value: float) -> str:
     return f"{value:5.3f}" if value == value else "  -  "
 
 
+cli_deploy.join(app)
 cli_look.join(app)
 
 if __name__ == "__main__":

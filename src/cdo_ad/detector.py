@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,15 @@ from cdo_ad.calibrate import Calibration
 from cdo_ad.data.images import as_rgb, read_image
 from cdo_ad.errors import BundleError, ConfigError, ImageError, needs_extra
 from cdo_ad.regions import find_regions
-from cdo_ad.runtime import Runtime, TorchRuntime, load_network
+from cdo_ad.runtime import Runtime, TorchRuntime, infer_stream, load_network
 from cdo_ad.types import Float32Array, Prediction
 
-__all__ = ["BACKENDS", "Detector", "calibration_scores", "load", "read_ahead", "resize_map"]
+__all__ = ["BACKENDS", "Detector", "ahead", "calibration_scores", "load", "read_ahead", "resize_map"]
 
-BACKENDS = ("auto", "torch", "openvino", "onnx")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+BACKENDS = ("auto", "torch", "openvino", "openvino-int8", "onnx")
 SMALLEST_SIDE = 8  # pixels; less is no picture of a product but a mistake
 
 
@@ -56,6 +60,37 @@ class Detector:
         """Read and judge one file; raises ImageError, which names it, if it cannot be read."""
         return self.predict(read_image(path), path=str(path), regions=regions)
 
+    def predict_stream(
+        self, pictures: Iterable[tuple[str, npt.NDArray[np.uint8] | ImageError]], *, regions: bool = True
+    ) -> Iterator[tuple[npt.NDArray[np.uint8], Prediction] | ImageError]:
+        """Judge a stream: where the engine can, several pictures at a time while the next ones are decoded.
+
+        Args:
+            pictures: name and picture, (H, W, 3) uint8 as `read_image` gives it, or the error in its place.
+            regions: as in `predict`.
+
+        Yields:
+            In order, the picture and what `predict` says of it (`seconds` count from when it was handed over), or the
+            error.
+        """
+        waiting: deque[tuple[str, npt.NDArray[np.uint8] | ImageError, float]] = deque()
+
+        def good() -> Iterator[npt.NDArray[np.uint8]]:
+            for name, picture in pictures:
+                waiting.append((name, picture, time.perf_counter()))
+                if not isinstance(picture, ImageError):
+                    yield checked(picture, name)
+
+        for small, score in infer_stream(self.runtime, good()):
+            name, picture, start = waiting.popleft()
+            while isinstance(picture, ImageError):
+                yield picture
+                name, picture, start = waiting.popleft()
+            yield picture, self._prediction(small, score, picture.shape[:2], name, regions, start)
+        for _, picture, _ in waiting:
+            if isinstance(picture, ImageError):
+                yield picture
+
     def _prediction(
         self, small: Float32Array, score: float, size: tuple[int, ...], path: str, regions: bool, start: float
     ) -> Prediction:
@@ -81,8 +116,9 @@ def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: 
     Args:
         run: a folder written by `cdo-ad train`, or an exported `.xml` or `.onnx` file, which needs nothing else: no
             run folder, no torch.
-        backend: `torch`; `openvino` or `onnx` (the run's exported model of that kind); `auto`: the run's OpenVINO model
-            where there is one and a CPU is to be used, else torch.
+        backend: `torch`; `openvino`, `openvino-int8` or `onnx` (the run's exported model of that kind); `auto`: the
+            run's OpenVINO model in float32 where there is one and a CPU is to be used, else torch. An int8 model
+            judges by its own calibration, which is inside its file, never by the run's.
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; what the engine offers.
         mode: of OpenVINO: `latency` or `throughput`, see `cdo_ad.exported.OpenVinoRuntime`.
 
@@ -101,8 +137,12 @@ def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: 
     bundle = read_bundle(run)
     file = _exported_file(bundle, backend, device)
     if file is not None:
-        # of one run: a later `calibrate` counts
-        return Detector(_load_exported(file, device, mode).runtime, bundle.calibration, bundle)
+        from cdo_ad.exported import load_runtime
+
+        exported = load_runtime(file, device=device, mode=mode)
+        # of one run, a later `calibrate` counts; but scores of another precision are judged by their own calibration
+        exact = exported.metadata.precision == "fp32"
+        return Detector(exported, bundle.calibration if exact else exported.metadata.calibration, bundle)
     runtime = TorchRuntime(load_network(bundle.config, bundle.model_file), choose_device(device))
     return Detector(runtime, bundle.calibration, bundle)
 
@@ -116,16 +156,18 @@ def _load_exported(file: Path, device: str, mode: str) -> Detector:
 
 def _exported_file(bundle: Bundle, backend: str, device: str) -> Path | None:
     """The run's exported model that is to be used; None for torch."""
-    from cdo_ad.exported import FILES
+    from cdo_ad.exported import FILES, INT8_FILE
 
     if backend == "torch":
         return None
-    file = bundle.path / "export" / FILES["openvino" if backend == "auto" else backend]
+    names = {**FILES, "auto": FILES["openvino"], "openvino-int8": INT8_FILE}
+    file = bundle.path / "export" / names[backend]
     if backend == "auto":
         wanted = device in ("auto", "cpu") and file.is_file() and find_spec("openvino") is not None
         return file if wanted else None
     if not file.is_file():
-        raise BundleError(f"{file} is missing: make it with  cdo-ad export {bundle.path} --to {backend}")
+        how = "openvino --int8" if backend == "openvino-int8" else backend
+        raise BundleError(f"{file} is missing: make it with  cdo-ad export {bundle.path} --to {how}")
     return file
 
 
@@ -164,18 +206,22 @@ def checked(picture: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
     return picture
 
 
-def read_ahead(paths: Iterable[Path], threads: int = 2) -> Iterator[tuple[Path, npt.NDArray[np.uint8] | ImageError]]:
-    """Decode files in threads, a few ahead of the consumer, in order; a file that fails yields its error."""
-    queue: list[Any] = []
-    iterator = iter(paths)
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 2) -> Iterator[tuple[Item, Result]]:
+    """Call a function of each item in threads, a few ahead of the consumer; yields (item, result) in order."""
+    queue: deque[tuple[Item, Future[Result]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for path in iterator:
-            queue.append((path, pool.submit(_read, path)))
+        for item in items:
+            queue.append((item, pool.submit(function, item)))
             if len(queue) > 2 * threads:
-                first, future = queue.pop(0)
+                first, future = queue.popleft()
                 yield first, future.result()
         for first, future in queue:
             yield first, future.result()
+
+
+def read_ahead(paths: Iterable[Path], threads: int = 2) -> Iterator[tuple[Path, npt.NDArray[np.uint8] | ImageError]]:
+    """Decode files in threads, a few ahead of the consumer, in order; a file that fails yields its error."""
+    return ahead(_read, paths, threads)
 
 
 def _read(path: Path) -> npt.NDArray[np.uint8] | ImageError:

@@ -1,10 +1,6 @@
 """From a run folder to one verified model file: uint8 pictures of any size in, maps and scores out.
 
-- One graph: resize (antialiased, the same as in training), normalisation, both networks, fused discrepancy, map with
-  blur, score. Batch, height and width are dynamic.
-- The networks' part has a fixed input size and is traced by torch; the resize is the engine's own operator where it has
-  torch's antialiasing: `Resize` with antialias in ONNX Runtime, `Interpolate` in mode BILINEAR_PILLOW in OpenVINO
-  (which would ignore the antialias flag of ONNX).
+- The graph is built in `cdo_ad.export_graph`. Batch, height and width are dynamic.
 - The file is written under a temporary name, loaded again by its engine and compared with torch on real good pictures;
   it takes its name only when maps, scores and every decision agree.
 """
@@ -13,8 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,15 +22,11 @@ from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibrate import ENGINE_TOLERANCE, Calibration
 from cdo_ad.data.images import list_images, read_image
 from cdo_ad.detector import read_ahead
-from cdo_ad.errors import ConfigError, ExportError, ImageError, needs_extra
-from cdo_ad.exported import FILES, METADATA_KEY, Metadata, load_runtime, seal
+from cdo_ad.errors import ConfigError, ExportError, ImageError
+from cdo_ad.export_graph import write_onnx, write_openvino
+from cdo_ad.exported import FILES, Metadata, load_runtime
 from cdo_ad.provenance import versions
 from cdo_ad.runtime import Runtime, TorchRuntime, load_network
-
-with needs_extra("train", "exporting a run"):
-    import torch
-
-    from cdo_ad.method.network import CdoNetwork
 
 __all__ = ["MAP_TOLERANCE", "SCORE_TOLERANCE", "Agreement", "export", "verify"]
 
@@ -190,124 +181,3 @@ def _batches(paths: Sequence[Path]) -> Any:
         if isinstance(picture, ImageError):
             raise picture
         yield str(path), picture[None]
-
-
-class _Core(torch.nn.Module):
-    """The part behind the resize: (B, 3, H, W) float pictures in 0..255 at the networks' size to maps and scores."""
-
-    def __init__(self, network: CdoNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        maps, scores = self.network(images)
-        return maps, scores
-
-
-def _prepare(network: CdoNetwork) -> tuple[_Core, torch.Tensor]:
-    core = _Core(network.cpu().eval())
-    example = torch.zeros(2, 3, *network.image_size)
-    with torch.no_grad():
-        core(example)  # fills the cache of constant matrices, which must not be made while tracing
-    return core, example
-
-
-def _quietly(function: Callable[[], Any]) -> Any:
-    """Tracers warn of Python values that become constants, which is what is wanted here."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        return function()
-
-
-def openvino_model(network: CdoNetwork, metadata: Metadata) -> Any:
-    """The whole graph, metadata inside, as an `openvino.Model`."""
-    with needs_extra("runtime", "exporting to OpenVINO"):
-        import openvino as ov
-        from openvino.preprocess import PrePostProcessor, ResizeAlgorithm
-    core, example = _prepare(network)
-    height, width = network.image_size
-
-    def convert() -> Any:
-        traced = torch.jit.trace(core, example, check_trace=False)  # type: ignore[no-untyped-call]
-        return ov.convert_model(traced, example_input=example, input=[-1, 3, height, width])
-
-    steps = PrePostProcessor(_quietly(convert))
-    picture = steps.input()
-    picture.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC")).set_spatial_dynamic_shape()
-    picture.preprocess().convert_element_type(ov.Type.f32).resize(ResizeAlgorithm.RESIZE_BILINEAR_PILLOW)
-    picture.model().set_layout(ov.Layout("NCHW"))
-    model = steps.build()
-    for output, name in zip(model.outputs, ("maps", "scores"), strict=True):
-        output.get_tensor().set_names({name})
-    model.inputs[0].get_tensor().set_names({"pictures"})
-    model.set_rt_info(metadata.to_json(), [METADATA_KEY, "metadata"])
-    return model
-
-
-def write_openvino(network: CdoNetwork, metadata: Metadata, file: Path) -> None:
-    """Write the .xml file, sealed, and its .bin."""
-    save_openvino(openvino_model(network, metadata), file)
-
-
-def save_openvino(model: Any, file: Path) -> None:
-    """Save and seal; weights stay in float32."""
-    import openvino as ov
-
-    ov.save_model(model, file, compress_to_fp16=False)
-    seal(file)
-
-
-def write_onnx(network: CdoNetwork, metadata: Metadata, file: Path) -> None:
-    """Write the .onnx file, sealed."""
-    with needs_extra("export", "exporting to ONNX"):
-        import onnx
-        import onnxscript  # noqa: F401 (torch's exporter needs it)
-    core, example = _prepare(network)
-
-    def convert() -> Any:
-        batch = torch.export.Dim("batch", min=1, max=2**16)
-        return torch.onnx.export(
-            core,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            dynamic_shapes=({0: batch},),
-            input_names=["images"],
-            output_names=["maps", "scores"],
-        )
-
-    program = _quietly(convert)
-    model = _with_resize(program.model_proto, network.image_size)
-    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
-    onnx.checker.check_model(model)
-    file.write_bytes(model.SerializeToString())
-    seal(file)
-
-
-def _with_resize(model: Any, size: tuple[int, int]) -> Any:
-    """Put uint8 NHWC input and the antialiased resize in front of the graph."""
-    from onnx import TensorProto, helper
-
-    graph = model.graph
-    inner = graph.input[0].name
-    sizes = helper.make_tensor("network_size", TensorProto.INT64, [2], list(size))
-    nodes = [
-        helper.make_node("Cast", ["pictures"], ["pictures_float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["pictures_float"], ["pictures_planes"], perm=[0, 3, 1, 2]),
-        helper.make_node(
-            "Resize",
-            ["pictures_planes", "", "", "network_size"],
-            [inner],
-            mode="linear",
-            antialias=1,
-            exclude_outside=1,  # weights at the border are taken of what lies inside, as in torch
-            axes=[2, 3],
-            coordinate_transformation_mode="half_pixel",
-        ),
-    ]
-    graph.initializer.append(sizes)
-    body = [*nodes, *graph.node]
-    del graph.node[:], graph.input[:]
-    graph.node.extend(body)
-    graph.input.append(helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["batch", "height", "width", 3]))
-    return model

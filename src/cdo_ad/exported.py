@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -26,10 +27,23 @@ from cdo_ad.errors import BundleError, CdoError, ConfigError, needs_extra
 from cdo_ad.runtime import Runtime
 from cdo_ad.types import Float32Array
 
-__all__ = ["FILES", "METADATA_KEY", "OnnxRuntime", "OpenVinoRuntime", "exported_bundle", "load_runtime", "seal"]
+__all__ = [
+    "FILES",
+    "INT8_FILE",
+    "METADATA_KEY",
+    "OnnxRuntime",
+    "OpenVinoGraph",
+    "OpenVinoRuntime",
+    "exported_bundle",
+    "import_openvino",
+    "load_runtime",
+    "seal",
+]
 
 FILES = {"openvino": "model.xml", "onnx": "model.onnx"}
 """Name of the exported file by engine, in the run's folder `export`."""
+INT8_FILE = "model_int8.xml"
+"""Name of the quantised one; it carries a calibration of its own."""
 METADATA_KEY = "cdo_ad"
 FORMAT = 1
 
@@ -117,39 +131,27 @@ class Metadata:
             raise BundleError(f"{path} does not carry a calibration ({error}): export it again") from error
 
 
-class OpenVinoRuntime:
-    """OpenVINO, in float32 whatever the processor offers; may be called from several threads."""
+def import_openvino(purpose: str = "running an exported model with OpenVINO") -> Any:
+    """The module `openvino`, without the messages home that it and its tools would send: a line PC sends nothing.
 
-    def __init__(self, path: Path, *, device: str = "auto", mode: str = "latency") -> None:
-        """Read and compile a model.
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: an import of it fails
+    with needs_extra("runtime", purpose):
+        import openvino
+    return openvino
 
-        Args:
-            path: the .xml file; its .bin lies beside it.
-            device: `auto` and `cpu` are the CPU; any other is a name of OpenVINO, e.g. `gpu`.
-            mode: `latency` (all cores for one picture) or `throughput` (several pictures side by side, `infer_many`).
 
-        Raises:
-            BundleError: a damaged file, or one that is no exported model.
-            ConfigError: an unknown mode, or a device that is not there.
-            MissingExtraError: OpenVINO is not installed.
-        """
-        if mode not in ("latency", "throughput"):
-            raise ConfigError(f"unknown mode {mode!r}: choose latency or throughput")
-        check_seal(path)
-        with needs_extra("runtime", "running an exported model with OpenVINO"):
-            import openvino as ov
-        core = ov.Core()
-        target = "CPU" if device in ("auto", "cpu") else device.upper()
-        if target.partition(".")[0] not in {name.partition(".")[0] for name in core.available_devices}:
-            raise ConfigError(f"OpenVINO has no device {device!r} here: it has {', '.join(core.available_devices)}")
-        try:
-            model = core.read_model(path)
-            text = str(model.get_rt_info([METADATA_KEY, "metadata"]).value)
-        except RuntimeError as error:
-            raise BundleError(f"{path} is no exported model: {_first_line(error)}") from error
-        self.metadata = Metadata.from_json(text, path)
-        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": mode.upper()}
-        self._model = core.compile_model(model, target, options)
+class OpenVinoGraph:
+    """A graph of `cdo_ad.export`, compiled in float32 (int8 where it says so); may be called from several threads."""
+
+    def __init__(self, model: Any, target: str = "CPU", mode: str = "latency", profile: bool = False) -> None:
+        """Compile an `openvino.Model` for a device of OpenVINO; `mode` as in `OpenVinoRuntime`, see `profiled`."""
+        # OpenVINO would pick bf16 by itself where the processor has it
+        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": mode.upper(), "PERF_COUNT": profile}
+        self.source = model
+        self._model = import_openvino().Core().compile_model(model, target, options)
         self._local = threading.local()
         self.name = f"openvino-{target.lower()}"
 
@@ -159,6 +161,13 @@ class OpenVinoRuntime:
             self._local.request = self._model.create_infer_request()
         result = self._local.request.infer({0: np.ascontiguousarray(pictures)})
         return result[0], result[1]
+
+    def profiled(self, pictures: npt.NDArray[np.uint8]) -> list[tuple[str, str, float]]:
+        """Run the networks; (name, type, milliseconds) of each node, where compiled with `profile`."""
+        request = self._model.create_infer_request()
+        request.infer({0: np.ascontiguousarray(pictures)})
+        found = request.get_profiling_info()
+        return [(node.node_name, node.node_type, node.real_time.total_seconds() * 1e3) for node in found]
 
     def infer_many(self, pictures: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Float32Array, float]]:
         """Judge a stream of pictures, several at a time, in order; the next are fetched while others are computed.
@@ -181,6 +190,39 @@ class OpenVinoRuntime:
             busy.append(request)
         for request in busy:
             yield _finish(request)
+
+
+class OpenVinoRuntime(OpenVinoGraph):
+    """An exported OpenVINO file."""
+
+    def __init__(self, path: Path, *, device: str = "auto", mode: str = "latency", profile: bool = False) -> None:
+        """Read and compile a model.
+
+        Args:
+            path: the .xml file; its .bin lies beside it.
+            device: `auto` and `cpu` are the CPU; any other is a name of OpenVINO, e.g. `gpu`.
+            mode: `latency` (all cores for one picture) or `throughput` (several pictures side by side, `infer_many`).
+            profile: let OpenVINO time each node, for `profiled`.
+
+        Raises:
+            BundleError: a damaged file, or one that is no exported model.
+            ConfigError: an unknown mode, or a device that is not there.
+            MissingExtraError: OpenVINO is not installed.
+        """
+        if mode not in ("latency", "throughput"):
+            raise ConfigError(f"unknown mode {mode!r}: choose latency or throughput")
+        check_seal(path)
+        core = import_openvino().Core()
+        target = "CPU" if device in ("auto", "cpu") else device.upper()
+        if target.partition(".")[0] not in {name.partition(".")[0] for name in core.available_devices}:
+            raise ConfigError(f"OpenVINO has no device {device!r} here: it has {', '.join(core.available_devices)}")
+        try:
+            model = core.read_model(path)
+            text = str(model.get_rt_info([METADATA_KEY, "metadata"]).value)
+        except RuntimeError as error:
+            raise BundleError(f"{path} is no exported model: {_first_line(error)}") from error
+        self.metadata = Metadata.from_json(text, path)
+        super().__init__(model, target, mode, profile)
 
 
 def _finish(request: Any) -> tuple[Float32Array, float]:

@@ -77,12 +77,12 @@ def predict_files(
     files = expand(patterns)
     targets = _targets([name for _, name in files])
     threshold = detector.calibration.pixel_threshold
-    decoded = read_ahead(file for file, _ in files)
-    for (path, picture), target in zip(decoded, targets, strict=True):
-        if isinstance(picture, ImageError):
-            yield Failure(str(path), str(picture))
+    decoded = ((str(path), picture) for path, picture in read_ahead(file for file, _ in files))
+    for (path, _), target, judged in zip(files, targets, detector.predict_stream(decoded), strict=True):
+        if isinstance(judged, ImageError):
+            yield Failure(str(path), str(judged))
             continue
-        prediction = detector.predict(picture, path=str(path))
+        picture, prediction = judged
         if out is not None:
             file = out / target
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from cdo_ad.config import Config
     from cdo_ad.method.network import CdoNetwork
 
-__all__ = ["Runtime", "TorchRuntime", "load_network"]
+__all__ = ["Runtime", "TorchRuntime", "infer_stream", "load_network"]
 
 
 class Runtime(Protocol):
@@ -35,6 +36,25 @@ class Runtime(Protocol):
             maps (B, h, w) float32 >= 0 at the networks' input size, scores (B,) float32.
         """
         ...
+
+
+def infer_stream(runtime: Runtime, pictures: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Float32Array, float]]:
+    """Judge a stream of pictures, in order; an engine that can have several in flight (`infer_many`) does.
+
+    Args:
+        runtime: any engine.
+        pictures: (H, W, 3) uint8 each, of any sizes; taken as they are needed.
+
+    Yields:
+        map (h, w) float32 and score of each, the same as `runtime.infer` gives.
+    """
+    many = getattr(runtime, "infer_many", None)
+    if many is not None:
+        yield from many(pictures)
+        return
+    for picture in pictures:
+        maps, scores = runtime.infer(picture[None])
+        yield maps[0], float(scores[0])
 
 
 class TorchRuntime:
