@@ -291,7 +291,7 @@ def work(backbone: str, size: int) -> None:
 
 def _reason(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
+    return f"{type(error).__name__}: {lines[-1][:200] if lines else ''}"
 
 
 def build(peer: str, backbone: str, size: int) -> Any:
@@ -351,10 +351,20 @@ def _torch_call(model: Any) -> Callable[[np.ndarray], object]:
 
 
 def _openvino_call(model: Any, size: int, folder: Path) -> Callable[[np.ndarray], object]:
+    """The inferencer of an export; picture by picture where the export takes one batch size only (PatchCore's does)."""
     from anomalib.deploy import OpenVINOInferencer
 
     inferencer = OpenVINOInferencer(model.to_openvino(folder, input_size=(size, size)), device="CPU")
-    return inferencer.predict
+    one = np.zeros((1, size, size, 3), np.uint8)
+    try:
+        inferencer.predict(one)
+        return inferencer.predict
+    except RuntimeError:
+        fixed = {"dynamic_axes": {}, "dynamic_shapes": None}
+        file = model.to_openvino(folder / "fixed", input_size=(size, size), onnx_kwargs=fixed)
+    inferencer = OpenVINOInferencer(file, device="CPU")
+    inferencer.predict(one)
+    return lambda pictures: [inferencer.predict(picture[None]) for picture in pictures]
 
 
 if __name__ == "__main__":

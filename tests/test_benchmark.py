@@ -76,7 +76,7 @@ def test_exported_models_are_measured_too(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="needs the extra runtime")
     bundle = runs.make_run(tmp_path, pictures=9)
     export(bundle.path)
-    result = benchmark(bundle.path, rounds=1, batch=2)
+    result = benchmark(bundle.path, rounds=1, batch=2, picture_size=(80, 90))
     rows = [row for row in result["rows"] if row["runtime"] == "openvino-cpu"]
     assert [(row["form"], row["batch"]) for row in rows] == [
         ("fused", 1), ("fused", 2), ("fused-throughput", 2),
@@ -88,7 +88,7 @@ def test_exported_models_are_measured_too(tmp_path: Path) -> None:
     assert stages["resize_ms"] > 0
     assert stages["score_ms"] > 0
     memory = result["machine"]["peak_memory_mib"]
-    assert 30 < memory["model.xml"] < memory["torch"]
+    assert 30 < memory["model.xml"] < 0.8 * memory["torch"]  # it loads no torch
 
 
 def test_the_best_batch_is_the_quickest_a_picture() -> None:
@@ -116,7 +116,7 @@ def test_pictures_that_are_gone_are_replaced_by_noise(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_json(bundle: Bundle) -> None:
-    words = ["benchmark", str(bundle.path), "--json", "--rounds", "1", "--batch", "2"]
+    words = ["benchmark", str(bundle.path), "--json", "--rounds", "1", "--batch", "2", "--picture-size", "70x60"]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as conftest does for this process
     done = subprocess.run(
         [sys.executable, "-m", "cdo_ad.cli", *words], capture_output=True, text=True, check=True, env=one_thread

@@ -217,13 +217,17 @@ def machine(bundle: Bundle) -> dict[str, Any]:
 
 
 _CHILD = """
-import resource, sys
+import pathlib, resource, sys
 import numpy as np
 import cdo_ad
 detector = cdo_ad.load(sys.argv[1], backend=sys.argv[2], device="cpu")
 for _ in range(3):
     detector.predict(np.zeros((int(sys.argv[3]), int(sys.argv[4]), 3), np.uint8))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+status = pathlib.Path("/proc/self/status")
+if status.is_file():  # Linux: ru_maxrss begins with what the parent used
+    peak = next(int(line.split()[1]) / 2**10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+print(peak)
 """
 
 

@@ -90,14 +90,19 @@ def export(run: Path | str, to: str = "openvino", *, pictures: Path | None = Non
     with staged(bundle.path / "export" / FILES[to]) as file:
         build(network, metadata, file)
         agreement = verify(TorchRuntime(network), load_runtime(file, device="cpu"), bundle.calibration, paths)
-        if not agreement.holds:
-            raise ExportError(
-                f"the {to} model does not agree with torch, so no file was written: of {agreement.pictures} pictures "
-                f"{agreement.decisions_changed} decisions differ, maps by up to {agreement.map_difference:.2e} and "
-                f"scores by up to {agreement.score_difference:.2e} (at {agreement.worst}; allowed: 0, "
-                f"{MAP_TOLERANCE:g}, {SCORE_TOLERANCE:g}); report this with the versions of torch and {to}"
-            )
+        require(agreement, to)
     return bundle.path / "export" / FILES[to], agreement
+
+
+def require(agreement: Agreement, to: str) -> None:
+    """Raise ExportError, with the difference, unless the agreement holds."""
+    if not agreement.holds:
+        raise ExportError(
+            f"the {to} model does not agree with torch, so no file was written: of {agreement.pictures} pictures "
+            f"{agreement.decisions_changed} decisions differ, maps by up to {agreement.map_difference:.2e} and "
+            f"scores by up to {agreement.score_difference:.2e} (at {agreement.worst}; allowed: 0, "
+            f"{MAP_TOLERANCE:g}, {SCORE_TOLERANCE:g}); report this with the versions of torch and {to}"
+        )
 
 
 @contextmanager

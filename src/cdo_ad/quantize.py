@@ -6,9 +6,9 @@
   anomalies. The held-out pictures, from which the threshold follows, stay as new to the model as the next picture.
 - Weights use half of the 8-bit range. Processors without VNNI add pairs of products in 16 bits, which saturates
   otherwise: the file would answer differently there.
-- The gate compares the quantised model with torch on held-out good pictures and on the same pictures with synthetic
-  anomalies, strong and faint. Where it fails, the layers that disturb the map most stay in float32, more of them at
-  each try; where that does not help, there is no int8 model.
+- The gate compares the quantised model with the float32 one, itself compared with torch, on held-out good pictures and
+  on the same pictures with synthetic anomalies, strong and faint. Where it fails, the layers that disturb the map most
+  stay in float32, more of them at each try; where that does not help, there is no int8 model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibrate import Calibration
 from cdo_ad.detector import calibration_scores
 from cdo_ad.errors import ExportError, needs_extra
-from cdo_ad.export import comparison_pictures, describe, staged
+from cdo_ad.export import comparison_pictures, describe, require, staged, verify
 from cdo_ad.export_graph import openvino_model, save_openvino, set_metadata
 from cdo_ad.exported import INT8_FILE, OpenVinoGraph, import_openvino, load_runtime
 from cdo_ad.graph import LAYERS, NETWORKS, owner
@@ -124,7 +124,8 @@ def export_int8(run: Path | str, *, pictures: Path | None = None) -> tuple[Path,
     Raises:
         BundleError: `run` is no complete run folder.
         CalibrationError: too few pictures for the run's false-alarm rate.
-        ExportError: no mixture of int8 and float32 keeps the quality, or there is no picture to judge with.
+        ExportError: no mixture of int8 and float32 keeps the quality, the float32 graph disagrees with torch, or there
+            is no picture to judge with.
         MissingExtraError: NNCF, OpenVINO or torch is not installed.
     """
     bundle = read_bundle(run)
@@ -134,7 +135,9 @@ def export_int8(run: Path | str, *, pictures: Path | None = None) -> tuple[Path,
     model = openvino_model(network, describe(bundle, "fp32", bundle.calibration))
     trial = synthetic_trial(_spread(held_out, TRIAL_PICTURES), size, bundle.config.seed, bundle.config.background)
     ranges = range_pictures(_range_paths(bundle, held_out), bundle)
-    chosen, quality = search(model, ranges, trial, TorchRuntime(network))
+    source = OpenVinoGraph(model)
+    require(verify(TorchRuntime(network), source, bundle.calibration, held_out), "openvino")
+    chosen, quality = search(model, ranges, trial, source)
     calibration = Calibration.fit(
         *calibration_scores(OpenVinoGraph(chosen), held_out), bundle.calibration.false_alarm_rate
     )  # fmt: skip
@@ -254,18 +257,22 @@ def search(
 def _candidates(
     model: Any, groups: Sequence[str], ranges: npt.NDArray[np.uint8], trial: Trial, maps: Float32Array
 ) -> Iterator[list[str]]:
-    """Groups to keep in float32: none, then the 1, 2, 4, ... worst; the ranking is made only when it is needed."""
-    yield []
+    """Groups to keep in float32: the first, then also the 1, 2, 4, ... worst; they are ranked only when that is needed.
+
+    The first layer takes signed pixels, which processors without VNNI compute in float32 anyway.
+    """
+    first, others = groups[:1], groups[1:]
+    yield [*first]
     errors = {}
-    few = Trial(trial.pictures[:RANKING_PICTURES], trial.masks[:RANKING_PICTURES])
-    for group in groups:
+    for group in others:
         alone = quantise(model, ranges[:RANKING_PICTURES], [g for g in groups if g != group], rough=True)
-        results = [OpenVinoGraph(alone).infer(picture[None])[0] for picture in few.pictures]
-        errors[group] = float(np.abs(np.concatenate(results) - maps[:RANKING_PICTURES]).mean())
-    worst = sorted(groups, key=lambda group: -errors[group])
+        engine = OpenVinoGraph(alone)
+        found = np.concatenate([engine.infer(picture[None])[0] for picture in trial.pictures[:RANKING_PICTURES]])
+        errors[group] = float(np.abs(found - maps[:RANKING_PICTURES]).mean())
+    worst = sorted(others, key=lambda group: -errors[group])
     count = 1
-    while count < len(groups):
-        yield worst[:count]
+    while count < len(others):
+        yield [*first, *worst[:count]]
         count *= 2
 
 
