@@ -26,6 +26,7 @@ with needs_extra("train", "the benchmark, whose yardstick is torch"):
     from scipy.ndimage import gaussian_filter
     from torch.nn import functional as F
 
+    from cdo_ad.method.density import to_grid
     from cdo_ad.method.discrepancy import anomaly_map, discrepancies, discrepancies_plain, image_score
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.method.resize import resize
@@ -49,8 +50,20 @@ class PlainRuntime:
         with torch.inference_mode():
             images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float().contiguous()
             images = resize(images, self.network.image_size)
-            maps = self.blur(self.upsample(discrepancies_plain(*self.network.features(images))))
+            maps = self.blur(self.upsample(self.views(images, *self.network.features(images))))
             return maps, image_score(torch.from_numpy(maps), self.network.score_top).numpy()
+
+    def views(
+        self, images: torch.Tensor, expert: list[torch.Tensor], apprentice: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """What `CdoNetwork.views` gives, the disagreement in the plain form."""
+        levels = discrepancies_plain(expert, apprentice)
+        if self.network.density is None:
+            return levels
+        disagreement, *shares = self.network.shares.unbind()
+        grid = (int(levels[0].shape[-2]), int(levels[0].shape[-1]))
+        distances = zip(shares, self.network.density(images, expert), strict=True)
+        return [disagreement / self.network.usual * d for d in levels] + [s * to_grid(d, grid) for s, d in distances]
 
     def upsample(self, levels: Sequence[torch.Tensor]) -> Float32Array:
         """The sum of the levels' (B, h, w) maps at the picture's size."""
@@ -89,9 +102,10 @@ def stages(bundle: Bundle, jpeg: bytes, rounds: int = 10) -> dict[str, Any]:
 
     Returns:
         `decode_ms` and `to_picture_size_ms` (the map, brought to the picture's size), which all engines share, and
-        `resize_ms`, `networks_ms`, `discrepancy_ms`, `map_ms`, `blur_ms`, `score_ms`, `convolution_share` of torch in
-        the fused form. The same for the plain form under `plain`, for the exported OpenVINO models under `openvino`
-        and `openvino_int8`. In the fused form up-sampling and blur are one matrix product: `blur_ms` is 0 there.
+        `resize_ms`, `networks_ms`, `discrepancy_ms`, `map_ms`, `blur_ms`, `score_ms`, `convolution_share` (and
+        `density_ms` where there is one; OpenVINO counts it with the discrepancy) of torch in the fused form. The same
+        for the plain form under `plain`, for the exported OpenVINO models under `openvino` and `openvino_int8`. In the
+        fused form up-sampling and blur are one matrix product: `blur_ms` is 0 there.
     """
     picture = decode_image(jpeg)
     size = (picture.shape[0], picture.shape[1])
@@ -118,6 +132,12 @@ def _planes(picture: npt.NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(picture.copy())[None].permute(0, 3, 1, 2)
 
 
+def _density(network: CdoNetwork, images: torch.Tensor, expert: list[torch.Tensor]) -> Steps:
+    """The step `density_ms`, where the networks have one."""
+    density = network.density
+    return {} if density is None else {"density_ms": lambda: density(images, expert)}
+
+
 def _fused(bundle: Bundle, picture: npt.NDArray[np.uint8], rounds: int) -> dict[str, float]:
     network = load_network(bundle.config, bundle.model_file).to(memory_format=torch.channels_last)
     size, sigma = network.image_size, network.blur_sigma
@@ -125,7 +145,7 @@ def _fused(bundle: Bundle, picture: npt.NDArray[np.uint8], rounds: int) -> dict[
     with torch.inference_mode():
         small = resize(images.float(), size).contiguous(memory_format=torch.channels_last)
         features = network.features(small)
-        levels = discrepancies(*features)
+        levels = list(network.views(small).values())
         maps = anomaly_map(levels, size, sigma)
         steps: Steps = {
             "resize_ms": lambda: resize(images.float(), size),
@@ -133,9 +153,10 @@ def _fused(bundle: Bundle, picture: npt.NDArray[np.uint8], rounds: int) -> dict[
             "discrepancy_ms": lambda: discrepancies(*features),
             "map_ms": lambda: anomaly_map(levels, size, sigma),
             "score_ms": lambda: image_score(maps, network.score_top),
+            **_density(network, small, features[0]),
         }
         found = _timed(steps, rounds)
-        return {**found, "blur_ms": 0.0, "convolution_share": _convolution_share(lambda: network(small), found)}
+        return {**found, "blur_ms": 0.0, "convolution_share": _convolution_share(network, small, found)}
 
 
 def _plain(bundle: Bundle, picture: npt.NDArray[np.uint8], rounds: int) -> dict[str, float]:
@@ -145,7 +166,7 @@ def _plain(bundle: Bundle, picture: npt.NDArray[np.uint8], rounds: int) -> dict[
     with torch.inference_mode():
         small = resize(images.float().contiguous(), network.image_size)
         features = network.features(small)
-        levels = discrepancies_plain(*features)
+        levels = plain.views(small, *features)
         maps = plain.upsample(levels)
         blurred = torch.from_numpy(plain.blur(maps))
         steps: Steps = {
@@ -155,20 +176,34 @@ def _plain(bundle: Bundle, picture: npt.NDArray[np.uint8], rounds: int) -> dict[
             "map_ms": lambda: plain.upsample(levels),
             "blur_ms": lambda: plain.blur(maps),
             "score_ms": lambda: image_score(blurred, network.score_top),
+            **_density(network, small, features[0]),
         }
         found = _timed(steps, rounds)
-        return {**found, "convolution_share": _convolution_share(lambda: network.features(small), found)}
+        return {**found, "convolution_share": _convolution_share(network, small, found)}
 
 
-def _convolution_share(call: Callable[[], object], found: dict[str, float]) -> float:
-    """Convolutions' share of all stages' time: of the networks' time by torch's profiler, which times the operators."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        call()
-    times = {True: 0.0, False: 0.0}
-    for event in profile.key_averages():
-        times["conv" in event.key] += event.self_cpu_time_total
-    share = times[True] / (times[True] + times[False])
-    return share * found["networks_ms"] / sum(found.values())
+def _convolution_share(network: CdoNetwork, images: torch.Tensor, found: dict[str, float], rounds: int = 3) -> float:
+    """The convolutions' share of all stages' time; they are timed one by one where they are called."""
+    spent = 0.0
+    start = 0.0
+
+    def before(*_: object) -> None:
+        nonlocal start
+        start = time.perf_counter()
+
+    def behind(*_: object) -> None:
+        nonlocal spent
+        spent += time.perf_counter() - start
+
+    layers = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    hooks = [hook for m in layers for hook in (m.register_forward_pre_hook(before), m.register_forward_hook(behind))]
+    total = time.perf_counter()
+    for _ in range(rounds):
+        network.features(images)
+    total = time.perf_counter() - total
+    for hook in hooks:
+        hook.remove()
+    return spent / total * found["networks_ms"] / sum(found.values())
 
 
 def _openvino(runtime: OpenVinoRuntime, picture: npt.NDArray[np.uint8], rounds: int) -> dict[str, float]:
@@ -183,7 +218,7 @@ def _openvino(runtime: OpenVinoRuntime, picture: npt.NDArray[np.uint8], rounds: 
         for name, kind, milliseconds in nodes:
             spent[f"{stage.get(name, 'other')}_ms"] += milliseconds
             spent["convolutions_ms"] += milliseconds if kind in LAYERS[:2] else 0
-        spent["other_ms"] += total - sum(milliseconds for _, _, milliseconds in nodes)
+        spent["other_ms"] += max(0.0, total - sum(milliseconds for _, _, milliseconds in nodes))
         if turn >= 2:
             runs.append((total, spent))
     _, spent = sorted(runs, key=lambda each: each[0])[len(runs) // 2]

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibrate import Calibration
+from cdo_ad.config import BackgroundRule
 from cdo_ad.detector import calibration_scores
 from cdo_ad.errors import ExportError, needs_extra
 from cdo_ad.export import comparison_pictures, describe, require, staged, verify
@@ -42,7 +43,7 @@ with needs_extra("train", "quantising a run"):
     import torch
 
     from cdo_ad.data.dataset import load_all
-    from cdo_ad.method.synthesis import Background, image_seed, white_noise
+    from cdo_ad.method.synthesis import image_seed, white_noise
 
 __all__ = ["ALLOWED_FALL", "Figures", "Quality", "Trial", "export_int8", "synthetic_trial"]
 
@@ -187,7 +188,7 @@ def _channels_last(images: torch.Tensor) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
 
 
-def synthetic_trial(paths: Sequence[Path], size: tuple[int, int], seed: int, background: Background) -> Trial:
+def synthetic_trial(paths: Sequence[Path], size: tuple[int, int], seed: int, background: BackgroundRule) -> Trial:
     """Good pictures, and white noise on them at each of `STRENGTHS`; the same arguments give the same bytes.
 
     Raises:

@@ -204,7 +204,7 @@ class Gaussian(nn.Module):
     def _squared(self, vectors: Tensor, components: Tensor) -> Tensor:
         residual = vectors - self.mean
         if components.shape[1]:
-            residual = residual - components @ self.slope
+            residual = residual - components[None] @ self.slope  # OpenVINO wants equal ranks
         return (residual @ self.whiten.transpose(1, 2)).square().sum(dim=2).T
 
 
