@@ -10,19 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import cdo_ad
 import fakes
 import runs
 from cdo_ad import quantize
+from cdo_ad.benchmark_stages import PlainRuntime
 from cdo_ad.bundle import Bundle
 from cdo_ad.calibrate import Calibration
 from cdo_ad.errors import BundleError, ConfigError, ExportError
 from cdo_ad.export import describe
 from cdo_ad.export_graph import openvino_model
+from cdo_ad.exported import OpenVinoGraph
 from cdo_ad.graph import LAYERS, NETWORKS, owner, stage_of_nodes
+from cdo_ad.method.network import CdoNetwork
 from cdo_ad.quantize import Figures, Quality, export_int8, layer_groups, search, synthetic_trial
-from cdo_ad.runtime import load_network
+from cdo_ad.runtime import TorchRuntime, load_network
 
 pytest.importorskip("nncf", reason="needs the extra export")
 pytestmark = pytest.mark.slow
@@ -240,3 +244,16 @@ def test_the_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert document["int8"] == {"image_auroc": 0.951, "pixel_ap": 0.498}
     with pytest.raises(ConfigError, match="--to openvino --int8"):
         export(bundle.path, to="onnx", int8=True)
+
+
+def test_a_density_stays_outside_and_agrees(bundle: Bundle) -> None:
+    torch.manual_seed(0)
+    network = CdoNetwork("resnet18", (64, 96), density_context=2).eval()
+    model = openvino_model(network, describe(bundle, "fp32", bundle.calibration))
+    pictures = np.stack([fakes.make_picture(seed, "spot", (64, 96))[0] for seed in range(2)])
+    maps, scores = OpenVinoGraph(model).infer(pictures)
+    for expected in (TorchRuntime(network).infer(pictures), PlainRuntime(network).infer(pictures)):
+        np.testing.assert_allclose(maps, expected[0], atol=1e-4 * maps.max())
+        np.testing.assert_allclose(scores, expected[1], rtol=1e-4)
+    stage = stage_of_nodes(model)
+    assert {stage[n] for n in stage if n.startswith("__module.network.density")} == {"discrepancy"}

@@ -204,7 +204,10 @@ class Gaussian(nn.Module):
     def _squared(self, vectors: Tensor, components: Tensor) -> Tensor:
         residual = vectors - self.mean
         if components.shape[1]:
-            residual = residual - components[None] @ self.slope  # OpenVINO wants equal ranks
+            # components @ slope at each position, as one product of matrices: OpenVINO fails on the batched form
+            positions, _, channels = self.slope.shape
+            explained = components @ self.slope.transpose(0, 1).flatten(1)
+            residual = residual - explained.view(-1, positions, channels).transpose(0, 1)
         return (residual @ self.whiten.transpose(1, 2)).square().sum(dim=2).T
 
 
