@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cdo_ad import bundle as bundles
-from cdo_ad import training
+from cdo_ad import training_loop
 from cdo_ad.data import read_dataset
 from cdo_ad.data.defects import load_defects, read_defects
 from cdo_ad.detector import load
@@ -88,7 +88,7 @@ def test_each_defect_is_drawn_as_often_and_the_same_for_the_same_seed(folder: Pa
 
     defects = load_defects(read_defects(folder), (64, 64))
     fabric = Fabric(accelerator="cpu", devices=1)
-    draw = lambda epoch, step: training._draw_defects(defects, 12, TINY, epoch, step, fabric)  # noqa: E731
+    draw = lambda epoch, step: training_loop._draw_defects(defects, 12, TINY, epoch, step, fabric)  # noqa: E731
     images, masks = draw(0, 0)
     assert len(images) == len(masks) == 4  # a quarter of sixteen
     assert torch.equal(draw(0, 0)[0], images) and not torch.equal(draw(0, 1)[0], images)

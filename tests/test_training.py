@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cdo_ad import load, training
+from cdo_ad import load, training, training_loop
 from cdo_ad.bundle import read_bundle
 from cdo_ad.calibrate import conformal_threshold
 from cdo_ad.data import read_image
@@ -75,19 +75,19 @@ def test_another_seed_gives_other_weights(tiny_run, tiny_data, tmp_path) -> None
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_resuming_equals_not_being_interrupted(tiny_run, tiny_data, tmp_path, monkeypatch, error) -> None:
     run = tmp_path / "run"
-    real = training._epoch
+    real = training_loop._epoch
 
-    def interrupted(fabric, network, apprentice, optimizer, store, config, epoch, workers):
-        for step in real(fabric, network, apprentice, optimizer, store, config, epoch, workers):
+    def interrupted(fabric, network, apprentice, optimizer, store, defects, config, epoch, workers):
+        for step in real(fabric, network, apprentice, optimizer, store, defects, config, epoch, workers):
             yield step
             if epoch == 1:
                 raise error
 
-    monkeypatch.setattr(training, "_epoch", interrupted)
+    monkeypatch.setattr(training_loop, "_epoch", interrupted)
     with pytest.raises(error):
         training.train(tiny_data, run, TINY, device="cpu")
     assert not run.exists()
-    monkeypatch.setattr(training, "_epoch", real)
+    monkeypatch.setattr(training_loop, "_epoch", real)
     with pytest.raises(ConfigError, match=r"gamma was 2\.0 and is 1\.0"):
         training.train(tiny_data, run, TINY.replace(gamma=1.0), device="cpu", resume=True)
     training.train(tiny_data, run, TINY, device="cpu", resume=True)
@@ -175,7 +175,7 @@ def test_switches_train(tiny_run, tiny_data, tmp_path, settings) -> None:
 
 
 def test_learning_rates() -> None:
-    factor = training._lr_factor
+    factor = training_loop._lr_factor
     assert [factor(TINY.replace(schedule="exponential", decay=0.5), e, 0, 4) for e in range(3)] == [1, 0.5, 0.25]
     step = TINY.replace(schedule="step", decay=0.1, epochs=10)
     assert [factor(step, e, 0, 4) for e in (0, 7, 8, 9)] == [1, 1, 0.1, 0.1]
@@ -186,11 +186,11 @@ def test_learning_rates() -> None:
 
 
 def test_batches_cover_each_picture_once_over_all_ranks() -> None:
-    shares = [training._batches(50, 16, 0, 0, rank, 2) for rank in range(2)]
+    shares = [training_loop._batches(50, 16, 0, 0, rank, 2) for rank in range(2)]
     seen = [i for batches in shares for batch in batches for i in batch]
     assert sorted(seen) == list(range(50))
-    assert training._batches(17, 16, 0, 0, 0, 1) == [training._batches(17, 16, 0, 0, 0, 1)[0]]
-    assert training._batches(50, 16, 0, 1, 0, 2) != shares[0]
+    assert training_loop._batches(17, 16, 0, 0, 0, 1) == [training_loop._batches(17, 16, 0, 0, 0, 1)[0]]
+    assert training_loop._batches(50, 16, 0, 1, 0, 2) != shares[0]
 
 
 @pytest.mark.parametrize(
