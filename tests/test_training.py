@@ -230,3 +230,12 @@ def test_loading_gives_the_identical_output(tiny_run, tiny_data) -> None:
     picture = read_image(sorted((tiny_data / "test" / "good").iterdir())[0])
     one, other = (load(tiny_run, device="cpu").predict(picture) for _ in range(2))
     assert np.array_equal(one.anomaly_map, other.anomaly_map) and one.score == other.score
+
+
+def test_pictures_may_be_links_to_another_place(tiny_data, tmp_path) -> None:
+    (tmp_path / "links" / "good").mkdir(parents=True)
+    for path in (tiny_data / "train" / "good").iterdir():
+        (tmp_path / "links" / "good" / path.name).symlink_to(path)
+    bundle = training.train(tmp_path / "links", tmp_path / "run", TINY.replace(epochs=1), device="cpu")
+    assert all(path.is_symlink() for path in bundle.calibration_paths)
+    assert all(name.startswith("good/") for name in bundle.provenance["data"]["fit"])

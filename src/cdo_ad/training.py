@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,13 +210,16 @@ def _describe(
     defects: Sequence[Sample],
     data_fingerprint: str,
 ) -> dict[str, Any]:
-    root = data.resolve()
+    def named(chosen: Sequence[Sample]) -> list[str]:
+        # by the way that leads there: pictures may be links to another place
+        return [Path(os.path.relpath(s.path.absolute(), data.absolute())).as_posix() for s in chosen]
+
     return {
-        "root": str(root),
+        "root": str(data.resolve()),
         "category": category or samples[0].category,
         "fingerprint": data_fingerprint,
-        "fit": [s.path.resolve().relative_to(root).as_posix() for s in split.fit],
-        "calibration": [s.path.resolve().relative_to(root).as_posix() for s in split.calibration],
+        "fit": named(split.fit),
+        "calibration": named(split.calibration),
         "split": split.note,
         "defects": [[str(s.path.resolve()), str(s.mask_path and s.mask_path.resolve())] for s in defects],
     }
