@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path, help="also write the table there")
+    parser.add_argument("--only", nargs="+", choices=PEERS, default=PEERS, help="some of the peers")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(options.backbone, options.size)
+        work(options.only, options.backbone, options.size)
         return
     with tempfile.TemporaryDirectory() as folder:
+        peers = Peers(options) if options.peers_python else None  # it builds while we do
         run = options.run or random_run(Path(folder) / "run", options.backbone, options.size)
         calls, missing = ours(run, Path(folder))
-        peers = Peers(options.peers_python, options.backbone, options.size) if options.peers_python else None
         if peers is not None:
+            peers.wait()
             calls.update(peers.calls)
             missing.update(peers.missing)
         else:
@@ -204,14 +206,26 @@ def _timed(function: Callable[[np.ndarray], object]) -> Callable[[np.ndarray], f
 class Peers:
     """A process with anomalib that answers one request a line: a peer's name and the pictures' file, to seconds."""
 
-    def __init__(self, python: Path, backbone: str, size: int) -> None:
-        words = [str(python), str(Path(__file__).resolve()), "--worker", "--backbone", backbone, "--size", str(size)]
+    def __init__(self, options: argparse.Namespace) -> None:
+        words = [
+            str(options.peers_python.absolute()),
+            str(Path(__file__).resolve()),
+            "--worker",
+            "--backbone",
+            options.backbone,
+        ]
+        words += ["--size", str(options.size), "--only", *options.only]
         self.folder = tempfile.TemporaryDirectory()
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=self.folder.name
         )
+        self.missing: dict[str, str] = {}
+        self.calls: dict[str, Callable[[np.ndarray], float]] = {}
+
+    def wait(self) -> None:
+        """Until it has built its models."""
         ready = self._read()
-        self.missing: dict[str, str] = ready["missing"]
+        self.missing = ready["missing"]
         self.calls = {name: self._caller(name) for name in ready["names"]}
 
     def _caller(self, name: str) -> Callable[[np.ndarray], float]:
@@ -251,13 +265,13 @@ class Peers:
 # ---- the peers, inside their own process: nothing of cdo-ad is imported here
 
 
-def work(backbone: str, size: int) -> None:
+def work(only: Sequence[str], backbone: str, size: int) -> None:
     """Build the peers, say which there are, then answer requests until the pipe closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to stderr
     calls: dict[str, Callable[[np.ndarray], object]] = {}
     missing: dict[str, str] = {}
-    for peer in PEERS:
+    for peer in only:
         try:
             own = peer == "EfficientAD"
             title = f"{peer} ({'its own PDN' if own else backbone})"
