@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -19,7 +19,7 @@ from cdo_ad.errors import BundleError
 from cdo_ad.report.settings import different_settings, run_names
 from cdo_ad.results import read_metrics
 
-__all__ = ["FIGURES", "Cell", "Row", "Table", "make_table"]
+__all__ = ["FIGURES", "Cell", "Measured", "Row", "Table", "figures_of", "make_table", "tabulate"]
 
 FIGURES = {
     "image.auroc": "image AUROC",
@@ -92,15 +92,19 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What a table needs of a run."""
+class Measured:
+    """What a table needs of a run, or of another method that was measured the same way."""
 
     name: str
+    """For messages."""
     choice: tuple[str, ...]
+    """Values of the table's settings."""
     category: str
     seed: int
     figures: dict[str, float]
+    """By the keys of `FIGURES`; those that exist."""
     fingerprint: str | None
+    """Of the test pictures; None where it is not known."""
 
 
 def make_table(folders: Sequence[Path | str]) -> Table:
@@ -118,11 +122,24 @@ def make_table(folders: Sequence[Path | str]) -> Table:
     different = _columns(bundles)
     choices = list(zip(*different.values(), strict=True)) or [()] * len(bundles)
     runs = [_read(*each) for each in zip(bundles, names, choices, strict=True)]
+    return tabulate(tuple(different), runs)
+
+
+def tabulate(settings: Sequence[str], runs: Sequence[Measured]) -> Table:
+    """Group what was measured: means over seeds and products, published rows below.
+
+    Args:
+        settings: names of the columns; each run's `choice` holds a value for each.
+        runs: at least one.
+
+    Raises:
+        BundleError: two of one choice, product and seed; or two of one product measured on different test pictures.
+    """
     _refuse_mixtures(runs)
     categories = sorted({run.category for run in runs})
-    published, notes = _published(categories, max(1, len(different)))
-    if published and not different:  # a column that tells these runs from published ones
-        different, runs = {"run": []}, [replace(run, choice=("these runs",)) for run in runs]
+    published, notes = _published(categories, max(1, len(settings)))
+    if published and not settings:  # a column that tells these runs from published ones
+        settings, runs = ("run",), [replace(run, choice=("these runs",)) for run in runs]
     rows: list[Row] = []
     for choice in dict.fromkeys(run.choice for run in runs):
         chosen = [run for run in runs if run.choice == choice]
@@ -130,7 +147,7 @@ def make_table(folders: Sequence[Path | str]) -> Table:
         rows += [_row(choice, c, found) for c, found in by_category.items() if found]
         if len(categories) > 1:
             rows.append(_mean_row(choice, by_category))
-    return Table(tuple(different), (*rows, *published), (NOTE, *notes))
+    return Table(tuple(settings), (*rows, *published), (NOTE, *notes))
 
 
 def _columns(bundles: Sequence[Bundle]) -> dict[str, list[str]]:
@@ -146,10 +163,15 @@ def _word(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool | list | dict) or value is None else str(value)
 
 
-def _read(bundle: Bundle, name: str, choice: tuple[str, ...]) -> _Run:
+def _read(bundle: Bundle, name: str, choice: tuple[str, ...]) -> Measured:
     metrics = read_metrics(bundle)
     data = metrics.get("data", {})
     category = data.get("category") or bundle.provenance["data"]["category"] or bundle.data_root.name
+    return Measured(name, choice, category, bundle.config.seed, figures_of(metrics), data.get("fingerprint"))
+
+
+def figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of `FIGURES` that a document of `metrics.json` has; undefined ones are left out."""
     figures = {}
     for key in FIGURES:
         group, _, figure = key.partition(".")
@@ -157,12 +179,12 @@ def _read(bundle: Bundle, name: str, choice: tuple[str, ...]) -> _Run:
         value = value["value"] if isinstance(value, dict) else value
         if value is not None:
             figures[key] = float(value)
-    return _Run(name, choice, category, bundle.config.seed, figures, data.get("fingerprint"))
+    return figures
 
 
-def _refuse_mixtures(runs: Sequence[_Run]) -> None:
-    seen: dict[Any, _Run] = {}
-    pictures: dict[str, _Run] = {}
+def _refuse_mixtures(runs: Sequence[Measured]) -> None:
+    seen: dict[Any, Measured] = {}
+    pictures: dict[str, Measured] = {}
     for run in runs:
         twin = seen.setdefault((run.choice, run.category, run.seed), run)
         if twin is not run:
@@ -179,12 +201,12 @@ def _refuse_mixtures(runs: Sequence[_Run]) -> None:
                 )
 
 
-def _row(choice: tuple[str, ...], category: str, runs: Sequence[_Run]) -> Row:
+def _row(choice: tuple[str, ...], category: str, runs: Sequence[Measured]) -> Row:
     keys = [key for key in FIGURES if all(key in run.figures for run in runs)]
     return Row(choice, category, len(runs), {key: _cell(run.figures[key] for run in runs) for key in keys})
 
 
-def _mean_row(choice: tuple[str, ...], by_category: dict[str, list[_Run]]) -> Row:
+def _mean_row(choice: tuple[str, ...], by_category: dict[str, list[Measured]]) -> Row:
     """The mean over products: of each seed first, so that its deviation is that over seeds.
 
     Where not every product has every seed, the mean of the products' means, without a deviation.
