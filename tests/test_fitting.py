@@ -11,7 +11,7 @@ from cdo_ad.errors import ConfigError
 from cdo_ad.method import fitting
 from cdo_ad.method.density import VIEWS
 from cdo_ad.method.discrepancy import anomaly_map
-from cdo_ad.method.fitting import fit_views
+from cdo_ad.method.fitting import fit_views, scores_without
 from cdo_ad.method.fusion import FUSED, informed_shares, separation
 from cdo_ad.method.network import HIERARCHIES, CdoNetwork
 
@@ -143,3 +143,27 @@ def test_settings_of_shares() -> None:
     for text in ("0.5,0.5", "1,1,0,0", "-0.5,0.5,0.5,0.5", "much"):
         with pytest.raises(ConfigError, match="auto, equal or four numbers"):
             Config(view_shares=text)
+
+
+def test_scores_without_are_those_of_a_density_that_has_not_seen_the_group() -> None:
+    network = make_network()
+    groups = [photographs(12, seed, light=15) for seed in range(3)]
+    fit_views(network, groups, 36, shares=(0.1, 0.3, 0.3, 0.3))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    results = scores_without(network, groups)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-4, msg=name)
+    apart = make_network()
+    apart.load_state_dict(before)
+    moments = apart.density.moments()
+    with torch.no_grad():
+        for images in groups[1:]:
+            apart.density.add(moments, images, apart.features(images)[0])
+        usual = apart.density.usual.clone()
+        apart.density.fit(moments)
+        apart.density.usual.copy_(usual)
+        maps, scores = apart(groups[0])
+        seen = network(groups[0])[1]
+    assert [score for score, _ in results[:12]] == pytest.approx(scores.tolist(), rel=1e-3)
+    assert [value for _, value in results[:12]] == pytest.approx(maps.flatten(1).amax(1).tolist(), rel=1e-3)
+    assert float(scores.mean()) > float(seen.mean())

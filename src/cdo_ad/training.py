@@ -34,7 +34,7 @@ with needs_extra("train", "training"):
     from cdo_ad.data.dataset import ImageStore
     from cdo_ad.data.defects import load_defects, read_defects
     from cdo_ad.data.few import CopyStore, altered
-    from cdo_ad.method.fitting import fit_views
+    from cdo_ad.method.fitting import fit_views, scores_without
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.method.synthesis import image_seed
     from cdo_ad.runtime import TorchRuntime, load_network
@@ -45,8 +45,7 @@ __all__ = ["MEMORY_BUDGET", "Job", "run_job", "train", "write_run"]
 
 MEMORY_BUDGET = 4 * 2**30
 """Bytes of decoded pictures that are kept in memory; a larger training set is read again each epoch."""
-COPIES_TO_TRAIN = 64
-COPIES_TO_CALIBRATE = 100
+COPIES = 64
 """With few pictures: see `cdo_ad.data.few`."""
 
 
@@ -129,7 +128,7 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
         provenance: of the data; the machine's and the versions' are added.
     """
     config, out = job.config, job.out
-    check_count(len(job.held_out) if not config.few else COPIES_TO_CALIBRATE, config.false_alarm_rate)
+    check_count(len(job.held_out) if not config.few else COPIES, config.false_alarm_rate)
     fabric = Fabric(accelerator=job.device, devices=job.devices, precision=config.precision)  # type: ignore[arg-type]
     fabric.launch()
     with fabric.rank_zero_first():
@@ -146,7 +145,7 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
     network.eval()
     if config.density:
         _fit_views(network, store, config, fabric.device)
-    calibration = _calibrate(network, fabric.device, job)
+    calibration = _calibrate(network, fabric.device, job, store)
     provenance |= {
         "seed": config.seed,
         "device": str(fabric.device),
@@ -168,17 +167,19 @@ def _few(samples: Sequence[Sample]) -> GoodSplit:
     return GoodSplit(fit, [], "none held out: calibrated on altered copies", grouped=False)
 
 
-def _calibrate(network: CdoNetwork, device: torch.device, job: Job) -> Calibration:
+def _calibrate(network: CdoNetwork, device: torch.device, job: Job, store: ImageStore | CopyStore) -> Calibration:
     runtime, rate = TorchRuntime(network, device), job.config.false_alarm_rate
-    if not job.config.few:
+    if not isinstance(store, CopyStore):
         return Calibration.fit(*calibration_scores(runtime, job.held_out), rate)
-    scores, maxima = [], []
-    for k in range(COPIES_TO_CALIBRATE):
-        copy = altered(read_image(job.fit[k % len(job.fit)]), image_seed(job.config.seed, 2**32, k))
-        maps, score = runtime.infer(copy[None])
-        scores.append(float(score[0]))
-        maxima.append(float(maps.max()))
-    return Calibration.fit(scores, maxima, rate, promised=False)
+    if store.pictures > 1 and network.density is not None:
+        scored = scores_without(network, [group.to(device) for group in store.groups()])
+    else:
+        scored = []
+        for k in range(COPIES):
+            copy = altered(read_image(job.fit[k % len(job.fit)]), image_seed(job.config.seed, 2**32, k))
+            maps, scores = runtime.infer(copy[None])
+            scored.append((float(scores[0]), float(maps.max())))
+    return Calibration.fit([s for s, _ in scored], [m for _, m in scored], rate, promised=False)
 
 
 def _split(samples: Sequence[Sample], config: Config) -> GoodSplit:
@@ -232,7 +233,7 @@ def _load(fit: Sequence[Path], config: Config, memory_budget: int, workers: int)
             return CopyStore(
                 fit,
                 config.image_size,
-                COPIES_TO_TRAIN,
+                COPIES,
                 config.seed,
                 lambda done, total: bar.update(task, completed=done, total=total),
             )

@@ -1,8 +1,9 @@
 """One to a few good pictures: altered copies stand in for the pictures that are missing.
 
 Copies differ from their picture as the next picture of the same part would at the least: a little moved, brighter or
-darker, with other camera noise. They keep a density from being degenerate and give a threshold to start with. They are
-no new pictures, so no false-alarm rate follows from them (`cdo_ad.calibrate.Calibration.promised`).
+darker, with other camera noise. They keep a density from being degenerate. The threshold to start with
+is what they score when the density has not seen their picture (a single picture: other copies of it). They are no
+independent pictures, so no false-alarm rate follows from them (`cdo_ad.calibrate.Calibration.promised`).
 """
 
 from __future__ import annotations
@@ -73,6 +74,11 @@ class CopyStore(Dataset[Tensor]):
             images += [_to_size(p, size) for p in (picture, *(altered(picture, s) for s in seeds))]
             progress(i + 1, len(paths))
         self.images = torch.stack(images)
+        self.pictures = len(paths)
+
+    def groups(self) -> list[Tensor]:
+        """(B, 3, h, w) each picture with its copies."""
+        return list(self.images.tensor_split(self.pictures))
 
     def __len__(self) -> int:
         return len(self.images)

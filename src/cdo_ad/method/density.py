@@ -101,9 +101,16 @@ class Moments:
         self.cross += values.transpose(1, 2) @ given
 
     def __add__(self, other: Moments) -> Moments:
+        return self._combined(other, 1)
+
+    def __sub__(self, other: Moments) -> Moments:
+        """The sums without the pictures of `other`, which must be among them."""
+        return self._combined(other, -1)
+
+    def _combined(self, other: Moments, sign: int) -> Moments:
         total = Moments(self.first.shape[0], self.first.shape[1], len(self.context_first))
         for name in vars(total):
-            setattr(total, name, getattr(self, name) + getattr(other, name))
+            setattr(total, name, getattr(self, name) + sign * getattr(other, name))
         return total
 
     def covariances(self) -> tuple[Tensor, Tensor, Tensor]:

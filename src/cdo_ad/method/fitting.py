@@ -15,7 +15,7 @@ from cdo_ad.method.fusion import informed_shares, separation
 from cdo_ad.method.network import CdoNetwork
 from cdo_ad.method.synthesis import image_seed
 
-__all__ = ["fit_views"]
+__all__ = ["fit_views", "scores_without"]
 
 FOLD = 48
 """Pictures, a quarter of all at most, that the shares are learned on; the Gaussians that they judge are fitted on the
@@ -84,6 +84,40 @@ def fit_views(
     usual = torch.cat([_scores(network, density.left_out(images, expert)) for images, expert in kept], dim=1)
     density.usual.copy_(usual.mean(dim=1))
     network.usual.copy_(torch.cat(disagreements).mean())
+
+
+@torch.no_grad()
+def scores_without(network: CdoNetwork, groups: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """Score each picture by a density that was fitted without it and its copies.
+
+    The apprentice is left as it is, so its part of a score is somewhat small.
+
+    Args:
+        network: after `fit_views` on all the groups; is so again afterwards.
+        groups: at least two times (B, 3, H, W) uint8 pictures, each a picture and its copies.
+
+    Returns:
+        Image score and largest map value of each picture, group by group.
+    """
+    density = network.density
+    if density is None:
+        raise ConfigError("these networks have no density to fit: set density=true")
+    network.eval()
+    own = [density.moments() for _ in groups]
+    for sums, images in zip(own, groups, strict=True):
+        density.add(sums, images, network.features(images)[0])
+    total = own[0]
+    for sums in own[1:]:
+        total = [a + b for a, b in zip(total, sums, strict=True)]
+    usual, results = density.usual.clone(), []
+    for sums, images in zip(own, groups, strict=True):
+        density.fit([a - b for a, b in zip(total, sums, strict=True)])
+        density.usual.copy_(usual)
+        maps, scores = network(images)
+        results += list(zip(scores.tolist(), maps.flatten(1).amax(dim=1).tolist(), strict=True))
+    density.fit(total)
+    density.usual.copy_(usual)
+    return results
 
 
 def _learned_shares(
