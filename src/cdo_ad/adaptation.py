@@ -16,13 +16,13 @@ import numpy as np
 from cdo_ad.bundle import Bundle, check_writable, read_bundle
 from cdo_ad.data.images import list_images
 from cdo_ad.data.split import fingerprint
-from cdo_ad.detector import Detector, load, read_ahead
-from cdo_ad.errors import BundleError, ConfigError, DataError, ImageError, needs_extra
+from cdo_ad.detector import Detector, calibration_scores, load
+from cdo_ad.errors import BundleError, ConfigError, DataError, needs_extra
 from cdo_ad.types import Sample
 
 with needs_extra("train", "adapting a run"):
     from cdo_ad.data.defects import read_defects
-    from cdo_ad.training import Job, run_job
+    from cdo_ad.training import Job, named_defects, run_job
 
 __all__ = ["Change", "adapt"]
 
@@ -95,7 +95,8 @@ def adapt(
         "new bad": [s.path for s in new_bad],
         "held-out good": held_out,
     }
-    before = {name: _judge(load(run, backend="torch", device=device), paths) for name, paths in groups.items()}
+    detector = load(run, backend="torch", device=device)
+    before = {name: _judge(detector, paths) for name, paths in groups.items()}
     old_defects = [Sample(Path(i), "test", "defect", Path(m)) for i, m in bundle.provenance["data"].get("defects", [])]
     config = bundle.config.replace(epochs=epochs, lr=bundle.config.lr * RATE_SHARE)
     samples = [Sample(path, "train") for path in [*old_fit, *new_good]]
@@ -104,7 +105,8 @@ def adapt(
         fingerprint([*samples, *new_bad], bundle.data_root), start=bundle.model_file, device=device,
     )  # fmt: skip
     adapted = run_job(job, {"data": _describe(bundle, new_fit, new_held_out, new_bad, job.fingerprint)})
-    after = {name: _judge(load(out, backend="torch", device=device), paths) for name, paths in groups.items()}
+    detector = load(out, backend="torch", device=device)
+    after = {name: _judge(detector, paths) for name, paths in groups.items()}
     return adapted, [_change(name, before[name], after[name]) for name in groups if groups[name]]
 
 
@@ -139,13 +141,8 @@ def _repeated(paths: list[Path], others: int) -> list[Path]:
 
 def _judge(detector: Detector, paths: Sequence[Path]) -> list[float]:
     """Image scores in units of the threshold: above 1 is an alarm."""
-    scores = []
-    for _, picture in read_ahead(paths):
-        if isinstance(picture, ImageError):
-            raise picture
-        prediction = detector.predict(picture, regions=False)
-        scores.append(prediction.score / prediction.threshold)
-    return scores
+    scores, _ = calibration_scores(detector.runtime, paths)
+    return [detector.calibration.settle(score) / detector.calibration.image_threshold for score in scores]
 
 
 def _change(group: str, before: Sequence[float], after: Sequence[float]) -> Change:
@@ -169,6 +166,6 @@ def _describe(
         "fingerprint": new_fingerprint,
         "fit": [*old["fit"], *map(str, fit)],
         "calibration": [*old["calibration"], *map(str, held_out)],
-        "defects": [*old.get("defects", []), *([str(s.path.resolve()), str(s.mask_path)] for s in bad)],
+        "defects": [*old.get("defects", []), *named_defects(bad)],
         "adapted_from": old["fingerprint"],
     }

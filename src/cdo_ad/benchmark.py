@@ -30,7 +30,7 @@ from cdo_ad.data.images import decode_image, read_image
 from cdo_ad.detector import ahead
 from cdo_ad.errors import needs_extra
 from cdo_ad.exported import FILES, INT8_FILE, load_runtime
-from cdo_ad.provenance import versions
+from cdo_ad.provenance import processors, versions
 from cdo_ad.runtime import Runtime, TorchRuntime, infer_stream, load_network
 from cdo_ad.types import Float32Array
 
@@ -208,7 +208,7 @@ def machine(bundle: Bundle) -> dict[str, Any]:
     """Processor, cores, load, versions, and the peak memory (MiB) of a process that judges with each engine alone."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "threads_torch": torch.get_num_threads(),
         "peak_memory_mib": peak_memory(bundle),

@@ -88,8 +88,8 @@ class Config:
     calibration_minimum: int = 20
     """Hold out at least this many where there are twice as many."""
     few: bool = False
-    """For one to some twenty good pictures: train on all of them and altered copies, calibrate on other copies, promise
-    no false-alarm rate."""
+    """For one to some twenty good pictures: train on all of them and altered copies, calibrate by densities that have
+    not seen the picture that they score, promise no false-alarm rate."""
     keep_copies_together: bool = True
     """Hold out whole groups of near copies, such as one part under two exposures, so that thresholds hold for new
     parts."""

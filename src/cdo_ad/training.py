@@ -41,7 +41,7 @@ with needs_extra("train", "training"):
     from cdo_ad.training_loop import fit
     from cdo_ad.training_work import Work
 
-__all__ = ["MEMORY_BUDGET", "Job", "run_job", "train", "write_run"]
+__all__ = ["MEMORY_BUDGET", "Job", "named_defects", "run_job", "train", "write_run"]
 
 MEMORY_BUDGET = 4 * 2**30
 """Bytes of decoded pictures that are kept in memory; a larger training set is read again each epoch."""
@@ -222,8 +222,13 @@ def _describe(
         "fit": named(split.fit),
         "calibration": named(split.calibration),
         "split": split.note,
-        "defects": [[str(s.path.resolve()), str(s.mask_path and s.mask_path.resolve())] for s in defects],
+        "defects": named_defects(defects),
     }
+
+
+def named_defects(defects: Sequence[Sample]) -> list[list[str]]:
+    """The full paths of picture and mask of each labelled defect, for the provenance."""
+    return [[str(s.path.resolve()), str(s.mask_path and s.mask_path.resolve())] for s in defects]
 
 
 def _load(fit: Sequence[Path], config: Config, memory_budget: int, workers: int) -> ImageStore | CopyStore:

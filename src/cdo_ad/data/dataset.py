@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cdo_ad.data.images import read_image
+from cdo_ad.data.images import UInt8Array, read_image
 from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.method.resize import resize
 
-__all__ = ["ImageStore", "load_all", "load_image"]
+__all__ = ["ImageStore", "load_all", "load_image", "to_size"]
 
 NAMES_SHOWN = 10
 
@@ -96,7 +96,12 @@ def load_image(path: Path | str, size: tuple[int, int]) -> Tensor:
     Raises:
         ImageError: as `read_image`.
     """
-    picture = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None]
+    return to_size(read_image(path), size)
+
+
+def to_size(image: UInt8Array, size: tuple[int, int]) -> Tensor:
+    """(H, W, 3) uint8 RGB to (3, h, w) uint8; resized values are rounded to the nearest integer."""
+    picture = torch.from_numpy(image).permute(2, 0, 1)[None]
     if picture.shape[-2:] == torch.Size(size):
         return picture[0].contiguous()
     resized = resize(picture.float().contiguous(), size)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cdo_ad.data.dataset import to_size
 from cdo_ad.data.images import UInt8Array, read_image
-from cdo_ad.method.resize import resize
 
 __all__ = ["CopyStore", "altered"]
 
@@ -71,7 +71,7 @@ class CopyStore(Dataset[Tensor]):
         for i, path in enumerate(paths):
             picture = read_image(path)
             seeds = [seed * 1_000_003 + i * 1009 + k for k in range(copies)]
-            images += [_to_size(p, size) for p in (picture, *(altered(picture, s) for s in seeds))]
+            images += [to_size(p, size) for p in (picture, *(altered(picture, s) for s in seeds))]
             progress(i + 1, len(paths))
         self.images = torch.stack(images)
         self.pictures = len(paths)
@@ -85,8 +85,3 @@ class CopyStore(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.images[index]
-
-
-def _to_size(picture: UInt8Array, size: tuple[int, int]) -> Tensor:
-    planes = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
-    return resize(planes, size)[0].round().clamp(0, 255).to(torch.uint8)
