@@ -18,8 +18,7 @@ demo: install
 	$(BIN)/cdo-ad demo --out demo
 
 test: lint types
-	# a worker that is killed from outside is given its test once more; a test that fails is not
-	$(BIN)/python -m pytest -n 2 --reruns 1 --only-rerun "no failure is run again"
+	$(BIN)/python -m pytest -n 2
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks

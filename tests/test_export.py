@@ -154,6 +154,24 @@ def test_nothing_is_sent_home() -> None:
     assert done.stdout.strip() == "None"
 
 
+DROPPED = """
+import os, signal, sys
+import cdo_ad
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first, second = cdo_ad.load(sys.argv[1]), cdo_ad.load(sys.argv[1])
+del first
+del second
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the signal is POSIX's")
+def test_signals_are_survived_after_detectors_have_gone(bundle: Bundle) -> None:
+    code = [sys.executable, "-c", DROPPED, bundle.path / "export" / "model.xml"]
+    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "handled"
+
+
 CHILD = """
 import json, sys
 import numpy as np

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "exported_bundle",
     "import_openvino",
     "load_runtime",
+    "openvino_core",
     "seal",
 ]
 
@@ -143,6 +145,20 @@ def import_openvino(purpose: str = "running an exported model with OpenVINO") ->
     return openvino
 
 
+@cache
+def openvino_core() -> Any:
+    """The process's one `openvino.Core`, which lives as long as the process.
+
+    Its plugin for CPUs gives the thread a stack for signals and takes it back when the core goes. Of two cores that
+    go in the order in which they came, the second brings back the stack of the first, which is gone: the next signal
+    that Python handles (a child's end, Ctrl-C) then kills the process. One core that stays has none of that.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    return import_openvino().Core()
+
+
 class OpenVinoGraph:
     """A graph of `cdo_ad.export`, compiled in float32 (int8 where it says so); may be called from several threads."""
 
@@ -151,7 +167,7 @@ class OpenVinoGraph:
         # OpenVINO would pick bf16 by itself where the processor has it
         options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": mode.upper(), "PERF_COUNT": profile}
         self.source = model
-        self._model = import_openvino().Core().compile_model(model, target, options)
+        self._model = openvino_core().compile_model(model, target, options)
         self._local = threading.local()
         self.name = f"openvino-{target.lower()}"
 
@@ -212,7 +228,7 @@ class OpenVinoRuntime(OpenVinoGraph):
         if mode not in ("latency", "throughput"):
             raise ConfigError(f"unknown mode {mode!r}: choose latency or throughput")
         check_seal(path)
-        core = import_openvino().Core()
+        core = openvino_core()
         target = "CPU" if device in ("auto", "cpu") else device.upper()
         if target.partition(".")[0] not in {name.partition(".")[0] for name in core.available_devices}:
             raise ConfigError(f"OpenVINO has no device {device!r} here: it has {', '.join(core.available_devices)}")

@@ -32,7 +32,7 @@ from cdo_ad.detector import calibration_scores
 from cdo_ad.errors import ExportError, needs_extra
 from cdo_ad.export import comparison_pictures, describe, require, staged, verify
 from cdo_ad.export_graph import openvino_model, save_openvino, set_metadata
-from cdo_ad.exported import INT8_FILE, OpenVinoGraph, import_openvino, load_runtime
+from cdo_ad.exported import INT8_FILE, OpenVinoGraph, import_openvino, load_runtime, openvino_core
 from cdo_ad.graph import LAYERS, NETWORKS, owner
 from cdo_ad.metrics import PixelMetrics, image_metrics
 from cdo_ad.progress import progress_bar
@@ -289,7 +289,7 @@ def quantise(model: Any, pictures: npt.NDArray[np.uint8], kept: Sequence[str], r
     nncf, settings = _nncf()
     settings.disable_bias_correction = rough
     scope = nncf.IgnoredScope(names=_ignored(model, layer_groups(model), kept), validate=False)
-    with _silent():
+    with _tamed():
         return nncf.quantize(
             model.clone(),
             nncf.Dataset([picture[None] for picture in pictures]),
@@ -350,8 +350,14 @@ def _nncf() -> tuple[Any, Any]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """NNCF draws bars on stdout, where our results go."""
+def _tamed() -> Iterator[None]:
+    """NNCF draws bars on stdout, where our results go, and makes cores of its own, see `openvino_core`."""
+    ov = import_openvino()
+    its_own = ov.Core
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        ov.Core = openvino_core
+        try:
+            yield
+        finally:
+            ov.Core = its_own
