@@ -83,6 +83,27 @@ def test_learned_shares_take_from_the_view_that_good_pictures_confuse() -> None:
     assert shares["even"][3] > 2 * shares["patchy"][3]
 
 
+def test_labelled_defects_have_a_say_in_the_shares(monkeypatch) -> None:
+    """Each counts like a kind of synthetic anomaly; of the disagreement, trained on them, they tell nothing."""
+    rows = []
+    real = fitting.informed_shares
+    monkeypatch.setattr(fitting, "informed_shares", lambda separations: rows.append(separations) or real(separations))
+    dark = photographs(5, 7)
+    dark[:, :, :24, :24] = (dark[:, :, :24, :24].float() * 0.7).to(torch.uint8)  # nothing but shade
+    shares = []
+    for defects in (None, dark):
+        network = make_network()
+        fit_views(network, [photographs(40, seed) for seed in range(2)], 80, defects=defects)
+        shares.append(network.shares.clone())
+    without, found = rows
+    torch.testing.assert_close(found[: len(without)], without)
+    assert len(found) == len(without) + 5
+    torch.testing.assert_close(found[len(without) :, 0], without.mean(dim=0)[0].expand(5))
+    assert (found[len(without) :, 3] > 0.9).all()
+    torch.testing.assert_close(shares[1], real(found))
+    assert not torch.allclose(shares[0], shares[1], atol=0.01)
+
+
 def test_shares_are_learned_on_pictures_that_the_judged_gaussians_have_not_seen(monkeypatch) -> None:
     network = make_network()
     counts = []

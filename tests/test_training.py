@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from cdo_ad import load, training, training_loop
 from cdo_ad.bundle import read_bundle
 from cdo_ad.calibrate import conformal_threshold
 from cdo_ad.data import read_image
-from cdo_ad.errors import BundleError, CalibrationError, ConfigError, ImageError, TrainingError
+from cdo_ad.errors import BundleError, CalibrationError, ConfigError, DataError, ImageError, TrainingError
 from cdo_ad.method.network import CdoNetwork
 from conftest import TINY
-from fakes import make_folder, make_mvtec3d, make_visa
+from fakes import make_folder, make_mvtec, make_mvtec3d, make_visa
 
 
 def weights(run):
@@ -65,6 +66,23 @@ def test_the_expert_never_changes(tiny_run) -> None:
 def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(tiny_run, tiny_data, tmp_path) -> None:
     training.train(tiny_data, tmp_path / "again", TINY, device="cpu", workers=1, memory_budget=0)
     assert same(weights(tiny_run), weights(tmp_path / "again"))
+
+
+def test_one_model_for_several_products(tmp_path) -> None:
+    data = tmp_path / "data"
+    for name, count in (("plate", 14), ("cloth", 12)):
+        make_mvtec(data / name, train=count, good=2, defective=1)
+    with pytest.raises(ConfigError, match=r"takes all products .* leave the category 'plate' out"):
+        training.train(data, tmp_path / "run", TINY, category="plate", unified=True, device="cpu")
+    with pytest.raises(DataError, match="holds one product only"):
+        training.train(data / "plate", tmp_path / "run", TINY, unified=True, device="cpu")
+    bundle = training.train(data, tmp_path / "run", TINY.replace(epochs=1), unified=True, device="cpu")
+    about = bundle.provenance["data"]
+    assert about["category"] == "cloth, plate"
+    for part, counts in (("fit", {"cloth": 6, "plate": 7}), ("calibration", {"cloth": 6, "plate": 7})):
+        assert Counter(name.partition("/")[0] for name in about[part]) == counts
+    assert len(bundle.calibration.scores) == 13
+    assert about["split"].startswith("cloth: ") and "; plate: " in about["split"]
 
 
 def test_another_seed_gives_other_weights(tiny_run, tiny_data, tmp_path) -> None:

@@ -26,7 +26,6 @@ with needs_extra("train", "the benchmark, whose yardstick is torch"):
     from scipy.ndimage import gaussian_filter
     from torch.nn import functional as F
 
-    from cdo_ad.method.density import to_grid
     from cdo_ad.method.discrepancy import anomaly_map, discrepancies, discrepancies_plain, image_score
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.method.resize import resize
@@ -57,13 +56,7 @@ class PlainRuntime:
         self, images: torch.Tensor, expert: list[torch.Tensor], apprentice: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """What `CdoNetwork.views` gives, the disagreement in the plain form."""
-        levels = discrepancies_plain(expert, apprentice)
-        if self.network.density is None:
-            return levels
-        disagreement, *shares = self.network.shares.unbind()
-        grid = (int(levels[0].shape[-2]), int(levels[0].shape[-1]))
-        distances = zip(shares, self.network.density(images, expert), strict=True)
-        return [disagreement / self.network.usual * d for d in levels] + [s * to_grid(d, grid) for s, d in distances]
+        return list(self.network.weigh(discrepancies_plain(expert, apprentice), images, expert).values())
 
     def upsample(self, levels: Sequence[torch.Tensor]) -> Float32Array:
         """The sum of the levels' (B, h, w) maps at the picture's size."""

@@ -88,6 +88,7 @@ def train(
     defects: Annotated[
         Path | None, typer.Option(help="Folder with a few labelled defects (pictures and masks) to learn from too.")
     ] = None,
+    unified: Annotated[bool, typer.Option("--unified", help="One model for all products in DATA.")] = False,
     few: Annotated[
         bool, typer.Option("--few", help="For a handful of good pictures: hold none out, promise no rate.")
     ] = False,
@@ -110,8 +111,8 @@ def train(
     from cdo_ad.training import train as make_run
 
     bundle = make_run(
-        data, out, config, layout=layout, category=category, device=device, devices=devices, defects=defects,
-        resume=resume, workers=workers,
+        data, out, config, layout=layout, category=category, unified=unified, device=device, devices=devices,
+        defects=defects, resume=resume, workers=workers,
     )  # fmt: skip
     calibration = bundle.calibration
     if os.environ.get("LOCAL_RANK", "0") != "0":  # one process of several speaks

@@ -16,11 +16,11 @@ from typing import Any
 from cdo_ad import bundle as bundles
 from cdo_ad.calibrate import Calibration, check_count
 from cdo_ad.config import Config
-from cdo_ad.data import GoodSplit, read_dataset, split_by_part, split_good
+from cdo_ad.data import GoodSplit, read_dataset, read_products, split_by_part, split_good
 from cdo_ad.data.images import read_image
 from cdo_ad.data.split import fingerprint
 from cdo_ad.detector import calibration_scores
-from cdo_ad.errors import needs_extra
+from cdo_ad.errors import ConfigError, needs_extra
 from cdo_ad.progress import progress_bar
 from cdo_ad.provenance import revision, versions
 from cdo_ad.types import Sample
@@ -32,7 +32,7 @@ with needs_extra("train", "training"):
     from torch import Tensor
 
     from cdo_ad.data.dataset import ImageStore
-    from cdo_ad.data.defects import load_defects, read_defects
+    from cdo_ad.data.defects import Defects, load_defects, read_defects
     from cdo_ad.data.few import CopyStore, altered
     from cdo_ad.method.fitting import fit_views, scores_without
     from cdo_ad.method.network import CdoNetwork
@@ -56,6 +56,7 @@ def train(
     *,
     layout: str = "auto",
     category: str | None = None,
+    unified: bool = False,
     device: str = "auto",
     devices: int = 1,
     defects: Path | str | None = None,
@@ -71,6 +72,8 @@ def train(
         config: all settings, from `cdo_ad.recipes`.
         layout: see `read_dataset`.
         category: see `read_dataset`.
+        unified: one model for all products of `data`. Each product holds out its own share of good pictures; the
+            threshold is one, from those of all.
         device: `auto`, `cpu`, `cuda` or `mps` (Fabric's accelerator names).
         devices: number of devices; each trains on its share of every batch.
         defects: folder with a few labelled defects to learn from as well, see `cdo_ad.data.defects.read_defects`.
@@ -83,15 +86,19 @@ def train(
 
     Raises:
         DataError, ImageError: a data set or a training picture that cannot be used.
-        ConfigError: settings that differ from those of the training to be resumed.
+        ConfigError: settings that differ from those of the training to be resumed; a category of a unified model.
         CalibrationError: too few good pictures for the false-alarm rate; raised before any training.
         TrainingError: a loss that is not a number.
         BundleError: `out` holds something else than a run, or there is nothing to resume.
     """
     data, out = Path(data), Path(out)
     bundles.check_writable(out)
-    samples = [s for s in read_dataset(data, layout, category) if s.split != "test"]
-    split = _few(samples) if config.few else _split(samples, config)
+    if unified and category is not None:
+        raise ConfigError(f"a unified model takes all products of {data}: leave the category {category!r} out")
+    products = read_products(data, layout) if unified else [read_dataset(data, layout, category)]
+    products = [[s for s in samples if s.split != "test"] for samples in products]
+    samples = [s for product in products for s in product]
+    split = _together([_few(product) if config.few else _split(product, config) for product in products])
     labelled = read_defects(defects) if defects is not None else []
     job = Job(
         out, config, [s.path for s in split.fit], [s.path for s in split.calibration], labelled,
@@ -144,7 +151,7 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
         return bundles.read_bundle(out)
     network.eval()
     if config.density:
-        _fit_views(network, store, config, fabric.device)
+        _fit_views(network, store, defects, config, fabric.device)
     calibration = _calibrate(network, fabric.device, job, store)
     provenance |= {
         "seed": config.seed,
@@ -203,6 +210,18 @@ def write_run(
     bundles.write_json(folder / bundles.CALIBRATION, calibration.to_json())
 
 
+def _together(splits: Sequence[GoodSplit]) -> GoodSplit:
+    """The products' splits as one."""
+    if len(splits) == 1:
+        return splits[0]
+    return GoodSplit(
+        [s for split in splits for s in split.fit],
+        [s for split in splits for s in split.calibration],
+        "; ".join(f"{split.fit[0].category}: {split.note}" for split in splits),
+        all(split.grouped for split in splits),
+    )
+
+
 def _describe(
     data: Path,
     samples: Sequence[Sample],
@@ -217,7 +236,7 @@ def _describe(
 
     return {
         "root": str(data.resolve()),
-        "category": category or samples[0].category,
+        "category": category or ", ".join(sorted({s.category for s in samples})),
         "fingerprint": data_fingerprint,
         "fit": named(split.fit),
         "calibration": named(split.calibration),
@@ -251,7 +270,9 @@ def _load(fit: Sequence[Path], config: Config, memory_budget: int, workers: int)
         )
 
 
-def _fit_views(network: CdoNetwork, store: ImageStore | CopyStore, config: Config, device: torch.device) -> None:
+def _fit_views(
+    network: CdoNetwork, store: ImageStore | CopyStore, defects: Defects | None, config: Config, device: torch.device
+) -> None:
     with progress_bar() as bar:
         task = bar.add_task("fitting the density", total=len(store), note="")
         fit_views(
@@ -261,6 +282,7 @@ def _fit_views(network: CdoNetwork, store: ImageStore | CopyStore, config: Confi
             config.shares(),
             config.seed,
             lambda done, total: bar.update(task, completed=done, total=total),
+            None if defects is None else defects.images,
         )
 
 

@@ -4,7 +4,7 @@ Nothing here needs torch but `cdo_ad.data.dataset`, which is imported by its own
 """
 
 from cdo_ad.data.images import as_rgb, decode_image, list_images, read_image, read_mask, write_png16
-from cdo_ad.data.layout import LAYOUTS, detect_layout, list_categories, read_dataset
+from cdo_ad.data.layout import LAYOUTS, detect_layout, list_categories, read_dataset, read_products
 from cdo_ad.data.split import GoodSplit, fingerprint, hold_out, split_by_part, split_good
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "read_dataset",
     "read_image",
     "read_mask",
+    "read_products",
     "split_by_part",
     "split_good",
     "write_png16",

@@ -9,7 +9,7 @@ from cdo_ad.data.pairing import child, pictures_of, subfolders
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.types import Sample
 
-__all__ = ["LAYOUTS", "detect_layout", "list_categories", "read_dataset"]
+__all__ = ["LAYOUTS", "detect_layout", "list_categories", "read_dataset", "read_products"]
 
 LAYOUTS = ("auto", "folder", "mvtec", "mvtec3d", "visa")
 """The names that `--layout` takes; each but `auto` is a reader module of this package."""
@@ -42,6 +42,18 @@ def read_dataset(root: Path | str, layout: str = "auto", category: str | None = 
     root = Path(root)
     read, _ = _READERS[_resolve(root, layout)]
     return read(root, category)
+
+
+def read_products(root: Path | str, layout: str = "auto") -> list[list[Sample]]:
+    """The samples of every product of a data set, as `read_dataset` gives them, in the order of `list_categories`.
+
+    Raises:
+        ConfigError, DataError: as `read_dataset`; DataError also where `root` is one product's folder.
+    """
+    names = list_categories(root, layout)
+    if not names:
+        raise DataError(f"{root}: holds one product only: give the folder that holds the folders of several products")
+    return [read_dataset(root, layout, name) for name in names]
 
 
 def list_categories(root: Path | str, layout: str = "auto") -> list[str]:

@@ -1,4 +1,7 @@
-"""After the training: the density, what each view scores on good pictures, and its share, from good pictures alone."""
+"""After the training: the density, what each view scores on good pictures, and its share.
+
+From good pictures alone, or with a few labelled defects, which have a say in the shares.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ def fit_views(
     shares: Sequence[float] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    defects: Tensor | None = None,
 ) -> None:
     """Fit the network's density and set its `usual` and `shares`; leaves the network in eval mode.
 
@@ -47,6 +51,8 @@ def fit_views(
         shares: one a view of `FUSED`, used as they are; None learns them (`cdo_ad.method.fusion`).
         seed: of the synthetic anomalies.
         progress: told the pictures seen so far and in all.
+        defects: (N, 3, H, W) uint8 labelled defects that the apprentice has been trained on: where shares are
+            learned, each counts as much as a kind of synthetic anomalies.
 
     Raises:
         ConfigError: no density; fewer than two pictures, or pictures without any variation.
@@ -76,7 +82,9 @@ def fit_views(
     if fold_pictures:
         density.fit(rest)
         network.shares.copy_(
-            _learned_shares(network, density, torch.cat(fold_pictures), seed, lambda k: progress(done + k, total))
+            _learned_shares(
+                network, density, torch.cat(fold_pictures), defects, seed, lambda k: progress(done + k, total)
+            )
         )
     elif shares is not None:
         network.shares.copy_(torch.tensor(shares))
@@ -121,9 +129,14 @@ def scores_without(network: CdoNetwork, groups: Sequence[Tensor]) -> list[tuple[
 
 
 def _learned_shares(
-    network: CdoNetwork, density: Density, pictures: Tensor, seed: int, progress: Callable[[int], None]
+    network: CdoNetwork,
+    density: Density,
+    pictures: Tensor,
+    defects: Tensor | None,
+    seed: int,
+    progress: Callable[[int], None],
 ) -> Tensor:
-    """Shares from pictures that the Gaussians at hand have not seen, and from anomalies drawn into them."""
+    """Shares from pictures that the Gaussians at hand have not seen, anomalies drawn into them, and defects."""
     good = _view_scores(network, density, pictures)
     separations = []
     for k, kind in enumerate(KINDS):
@@ -133,6 +146,13 @@ def _learned_shares(
         if drawn.any():
             separations.append(separation(good, _view_scores(network, density, faint)))
         progress((k + 1) * len(pictures))
+    if defects is not None and separations:
+        # the apprentice knows these defects, so they tell nothing of how it sees others
+        disagreement = torch.stack(separations).mean(dim=0)[0]
+        for scores in _view_scores(network, density, defects.to(pictures.device)).unbind(dim=1):
+            row = separation(good, scores[:, None])
+            row[0] = disagreement
+            separations.append(row)
     return informed_shares(torch.stack(separations))
 
 

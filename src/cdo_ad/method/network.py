@@ -135,7 +135,10 @@ class CdoNetwork(nn.Module):
             under 1.
         """
         expert, apprentice = self.features(images)
-        levels = discrepancies(expert, apprentice)
+        return self.weigh(discrepancies(expert, apprentice), images, expert)
+
+    def weigh(self, levels: Sequence[Tensor], images: Tensor, expert: list[Tensor]) -> dict[str, Tensor]:
+        """What `views` gives, from the discrepancies (B, H_1, W_1) of the hierarchies and the expert's maps."""
         if self.density is None:
             return dict(zip(HIERARCHIES, levels, strict=True))
         disagreement, *shares = self.shares.unbind()
