@@ -138,9 +138,9 @@ def test_the_stages_of_the_graph(bundle: Bundle) -> None:
     stage = stage_of_nodes(model)
     by_type = {(node.get_type_name(), stage[str(node.get_friendly_name())]) for node in model.get_ordered_ops()}
     assert {s for kind, s in by_type if kind == "Convolution"} == {"networks"}
-    assert {s for kind, s in by_type if kind == "Interpolate"} == {"resize"}
+    assert {s for kind, s in by_type if kind == "Range"} == {"resize"}
     assert {s for kind, s in by_type if kind == "ReduceMax"} == {"score"}
-    assert {s for kind, s in by_type if kind == "MatMul"} == {"discrepancy", "map"}
+    assert {s for kind, s in by_type if kind == "MatMul"} == {"resize", "discrepancy", "map"}
     assert sum(stage[str(n.get_friendly_name())] == "map" for n in model.get_ordered_ops()) == 2
 
 

@@ -1,9 +1,8 @@
 """The one graph of an exported model: uint8 pictures of any size in, maps and scores out, as OpenVINO or ONNX file.
 
 - Resize (antialiased, the same as in training), normalisation, both networks, discrepancy, map with blur, score.
-- The networks' part has a fixed input size and is traced by torch; the resize is the engine's own operator where it has
-  torch's antialiasing: `Resize` with antialias in ONNX Runtime, `Interpolate` in mode BILINEAR_PILLOW in OpenVINO
-  (which would ignore the antialias flag of ONNX).
+- The networks' part has a fixed input size and is traced by torch; the resize is ONNX Runtime's own operator `Resize`
+  with antialias there, and `cdo_ad.export_resize` in OpenVINO (which would ignore the antialias flag of ONNX).
 """
 
 from __future__ import annotations
@@ -14,7 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cdo_ad.errors import needs_extra
+from cdo_ad.export_resize import resized
 from cdo_ad.exported import METADATA_KEY, Metadata, import_openvino, seal
 
 with needs_extra("train", "exporting a run"):
@@ -101,21 +103,19 @@ def _quietly(function: Callable[[], Any]) -> Any:
 def openvino_model(network: CdoNetwork, metadata: Metadata) -> Any:
     """The whole graph, metadata inside, as an `openvino.Model`."""
     ov = import_openvino("exporting to OpenVINO")
-    with needs_extra("runtime", "exporting to OpenVINO"):
-        from openvino.preprocess import PrePostProcessor, ResizeAlgorithm
     core, example = _prepare(network)
-    height, width = network.image_size
 
     def convert() -> Any:
         traced = torch.jit.trace(core, example, check_trace=False)  # type: ignore[no-untyped-call]
-        return ov.convert_model(traced, example_input=example, input=[-1, 3, height, width])
+        return ov.convert_model(traced, example_input=example, input=[-1, 3, *network.image_size])
 
-    steps = PrePostProcessor(_quietly(convert))
-    picture = steps.input()
-    picture.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC")).set_spatial_dynamic_shape()
-    picture.preprocess().convert_element_type(ov.Type.f32).resize(ResizeAlgorithm.RESIZE_BILINEAR_PILLOW)
-    picture.model().set_layout(ov.Layout("NCHW"))
-    model = steps.build()
+    inner = _quietly(convert)
+    (images,) = inner.inputs
+    pictures = ov.opset13.parameter(ov.PartialShape([-1, -1, -1, 3]), np.uint8)
+    small = resized(pictures, network.image_size).output(0)
+    for consumer in list(images.get_target_inputs()):
+        consumer.replace_source_output(small)
+    model = ov.Model(inner.get_results(), [pictures], "cdo-ad")
     for output, name in zip(model.outputs, ("maps", "scores"), strict=True):
         output.get_tensor().set_names({name})
     model.inputs[0].get_tensor().set_names({"pictures"})

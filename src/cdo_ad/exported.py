@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -165,22 +165,39 @@ class OpenVinoGraph:
     def __init__(self, model: Any, target: str = "CPU", mode: str = "latency", profile: bool = False) -> None:
         """Compile an `openvino.Model` for a device of OpenVINO; `mode` as in `OpenVinoRuntime`, see `profiled`."""
         # OpenVINO would pick bf16 by itself where the processor has it
-        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": mode.upper(), "PERF_COUNT": profile}
+        self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": mode.upper(), "PERF_COUNT": profile}
+        self._target = target
         self.source = model
-        self._model = openvino_core().compile_model(model, target, options)
+        # with one picture all sizes behind the resize are known now, and not looked up node by node each time
+        single = model.clone()
+        single.reshape([1, -1, -1, 3])
+        self._single = self._compile(single)
         self._local = threading.local()
         self.name = f"openvino-{target.lower()}"
 
+    def _compile(self, model: Any) -> Any:
+        return openvino_core().compile_model(model, self._target, self._options)
+
+    @cached_property
+    def _several(self) -> Any:
+        """Compiled for any number of pictures; made when it is first needed."""
+        return self._compile(self.source)
+
+    def _model(self, pictures: npt.NDArray[np.uint8]) -> Any:
+        return self._single if len(pictures) == 1 else self._several
+
     def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
         """See `Runtime.infer`."""
-        if not hasattr(self._local, "request"):
-            self._local.request = self._model.create_infer_request()
-        result = self._local.request.infer({0: np.ascontiguousarray(pictures)})
+        requests = self._local.__dict__.setdefault("requests", {})
+        model = self._model(pictures)
+        if model not in requests:
+            requests[model] = model.create_infer_request()
+        result = requests[model].infer({0: np.ascontiguousarray(pictures)})
         return result[0], result[1]
 
     def profiled(self, pictures: npt.NDArray[np.uint8]) -> list[tuple[str, str, float]]:
         """Run the networks; (name, type, milliseconds) of each node, where compiled with `profile`."""
-        request = self._model.create_infer_request()
+        request = self._model(pictures).create_infer_request()
         request.infer({0: np.ascontiguousarray(pictures)})
         found = request.get_profiling_info()
         return [(node.node_name, node.node_type, node.real_time.total_seconds() * 1e3) for node in found]
@@ -194,8 +211,8 @@ class OpenVinoGraph:
         Yields:
             map (h, w) float32 and score of each.
         """
-        count = max(2, int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
-        idle = [self._model.create_infer_request() for _ in range(count)]
+        count = max(2, int(self._single.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
+        idle = [self._single.create_infer_request() for _ in range(count)]
         busy: deque[Any] = deque()
         for picture in pictures:
             if not idle:
