@@ -39,7 +39,7 @@ with needs_extra("train", "the benchmark, whose yardstick is torch"):
 
     from cdo_ad.benchmark_stages import PlainRuntime, measure, stages
 
-__all__ = ["BATCHES", "JPEG_SIZE", "benchmark", "best_batch"]
+__all__ = ["BATCHES", "JPEG_SIZE", "Streamed", "benchmark", "best_batch"]
 
 BATCHES = (1, 2, 4, 8, 16)
 """Batches that the best is looked for among."""
@@ -152,11 +152,11 @@ def _engines(bundle: Bundle) -> list[Engine]:
         found.append(Engine("fused", runtime.metadata.precision, runtime))
         if file.suffix == ".xml":
             wide = load_runtime(file, device="cpu", mode="throughput")
-            found.append(Engine("fused-throughput", runtime.metadata.precision, _Streamed(wide), streamed=True))
+            found.append(Engine("fused-throughput", runtime.metadata.precision, Streamed(wide), streamed=True))
     return found
 
 
-class _Streamed:
+class Streamed:
     """An engine that is given the pictures of a batch one by one, several in flight."""
 
     def __init__(self, engine: Any) -> None:
@@ -164,6 +164,7 @@ class _Streamed:
         self.name: str = engine.name
 
     def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+        """See `Runtime.infer`."""
         results = list(self.infer_many(pictures))
         return np.stack([m for m, _ in results]), np.array([s for _, s in results], np.float32)
 

@@ -71,16 +71,20 @@ class PlainRuntime:
 
 
 def measure(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Wall seconds of each call in each round; two rounds of warm-up before are not counted."""
+    """Wall seconds of each call in each round; all calls take turns.
+
+    Each is called twice and the second time counts: the engine before leaves caches that are full of its own weights,
+    and threads that spin for a while, which on a line PC with one engine there are not.
+    """
     seconds: list[list[float]] = [[] for _ in calls]
     with progress_bar() as bar:
-        task = bar.add_task("measuring", total=rounds + 2, note="")
-        for turn in range(rounds + 2):
+        task = bar.add_task("measuring", total=rounds, note="")
+        for _ in range(rounds):
             for call, times in zip(calls, seconds, strict=True):
+                call()
                 start = time.perf_counter()
                 call()
-                if turn >= 2:
-                    times.append(time.perf_counter() - start)
+                times.append(time.perf_counter() - start)
             bar.update(task, advance=1)
     return seconds
 
