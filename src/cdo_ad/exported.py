@@ -292,6 +292,8 @@ class OnnxRuntime:
             import onnxruntime as ort
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # its threads would wait for the next picture at full load, which doubled the time of an engine called meanwhile
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=_providers(device))
             text = self._session.get_modelmeta().custom_metadata_map[METADATA_KEY]
