@@ -30,24 +30,31 @@ def resized(pictures: Any, size: tuple[int, int]) -> Any:
     Returns:
         Node of (B, 3, H, W) float32.
     """
-    height, width = size
-    rows = _shrink(pictures, height)  # (B, H, w, 3)
-    columns = _shrink(_ops().transpose(rows, _ints(0, 2, 1, 3)), width)  # (B, W, H, 3)
-    return _ops().transpose(columns, _ints(0, 3, 2, 1))
-
-
-def _shrink(x: Any, target: int) -> Any:
-    """(B, n, m, 3) of any type to (B, `target`, m, 3) float32, along the second axis."""
     op = _ops()
-    shape = op.shape_of(x, "i64")
-    block = math.gcd(target, BLOCK)
-    indices, weights = _windows(op.gather(shape, _ints(1), _int(0)), target, block)
-    lines = op.reshape(x, op.concat([op.gather(shape, _ints(0, 1), _int(0)), _ints(-1)], 0), False)  # (B, n, m * 3)
-    windows = op.convert(op.gather(lines, indices, _int(1)), "f32")  # (B, blocks, window, m * 3)
-    product = op.matmul(weights, windows, False, False)  # (B, blocks, block, m * 3)
-    batch, others = (op.gather(shape, _ints(*axes), _int(0)) for axes in ((0,), (2, 3)))
+    height, width = size
+    shape = op.shape_of(pictures, "i64")
+    batch, lines = (op.gather(shape, _ints(axis), _int(0)) for axis in (0, 1))
+
     # the batch by name and not as -1: for one picture the size of all that follows is then known when it is compiled
-    return op.reshape(product, op.concat([batch, _ints(target), others], 0), False)
+    def shaped(x: Any, *sides: Any) -> Any:
+        return op.reshape(x, op.concat([batch, *sides], 0), False)
+
+    rows = _shrink(shaped(pictures, lines, _ints(-1)), lines, height)  # (B, H, w * 3)
+    pixels = op.gather(shape, _ints(2), _int(0))
+    turned = shaped(op.transpose(rows, _ints(0, 2, 1)), pixels, _ints(-1))  # (B, w, 3 * H)
+    columns = op.transpose(_shrink(turned, pixels, width), _ints(0, 2, 1))  # (B, 3 * H, W)
+    return shaped(columns, _ints(3), _ints(height), _ints(width))
+
+
+def _shrink(x: Any, length: Any, target: int) -> Any:
+    """(B, `length`, m) of any type to (B, `target`, m) float32."""
+    op = _ops()
+    indices, weights = _windows(length, target, math.gcd(target, BLOCK))
+    windows = op.convert(op.gather(x, indices, _int(1)), "f32")  # (B, blocks, window, m)
+    product = op.matmul(weights, windows, False, False)  # (B, blocks, block, m)
+    return op.reshape(
+        product, op.concat([op.gather(op.shape_of(x, "i64"), _ints(0), _int(0)), _ints(target, -1)], 0), False
+    )
 
 
 def _windows(length: Any, target: int, block: int) -> tuple[Any, Any]:
