@@ -1,0 +1,88 @@
+"""What a picture costs with the default recipe, in units of the paper's form: the same pictures and process, in turns.
+
+    python benchmarks/cost.py [--rounds 30] [--picture-size 256] [--json FILE]
+
+Lite0 both times; the paper's form at 256 x 256, the default recipe at its own size with its density. Weights are
+random: speed does not depend on them. A call takes one uint8 picture to map and score; every second call counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cdo_ad import recipes
+from cdo_ad.benchmark_stages import measure
+from cdo_ad.bundle import Bundle, read_bundle
+from cdo_ad.calibrate import Calibration
+from cdo_ad.export import describe
+from cdo_ad.export_graph import openvino_model, write_onnx
+from cdo_ad.exported import OpenVinoGraph, load_runtime
+from cdo_ad.method.fitting import fit_views
+from cdo_ad.method.network import CdoNetwork
+from cdo_ad.runtime import TorchRuntime, load_network
+from cdo_ad.training import write_run
+
+RECIPES = ("paper_lite0", "lite0")
+
+
+def main() -> None:
+    """Build both, measure, print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--picture-size", type=int, default=256)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    picture = np.random.default_rng(0).integers(0, 256, (1, *2 * (options.picture_size,), 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {recipe: random_run(Path(folder) / recipe, recipe) for recipe in RECIPES}
+        found = {recipe: engines(runs[recipe]) for recipe in RECIPES}
+        pairs = [(recipe, engine) for engine in found[RECIPES[0]] for recipe in RECIPES]
+        seconds = measure(
+            [lambda recipe=recipe, engine=engine: found[recipe][engine].infer(picture) for recipe, engine in pairs],
+            options.rounds,
+        )
+    rows = []
+    for (_, engine), paper, ours in zip(pairs[::2], seconds[::2], seconds[1::2], strict=True):
+        ratio = float(np.median(np.array(ours) / np.array(paper)))
+        row = {"paper_ms": 1e3 * float(np.median(paper)), "ms": 1e3 * float(np.median(ours)), "ratio": ratio}
+        rows.append({"engine": engine, **row})
+        print("{engine:10} paper {paper_ms:6.1f} ms, default {ms:6.1f} ms, median ratio {ratio:.2f}".format(**rows[-1]))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def random_run(folder: Path, recipe: str) -> Bundle:
+    """A run of a recipe with random weights, its density fitted on noise."""
+    torch.manual_seed(0)
+    config = recipes.get(recipe).replace(weights="none")
+    network = CdoNetwork.from_config(config).eval()
+    if config.density:
+        noise = torch.randint(0, 256, (8, 3, *config.image_size), dtype=torch.uint8)
+        fit_views(network, [noise], len(noise))
+    scores = [float(i) for i in range(1, 40)]
+    data = {"root": "", "category": "", "fingerprint": "0" * 64, "fit": [], "calibration": []}
+    folder.mkdir()
+    write_run(folder, network, config, {"data": data, "revision": None}, Calibration.fit(scores, scores, 0.05))
+    return read_bundle(folder)
+
+
+def engines(bundle: Bundle) -> dict[str, Any]:
+    """The torch form and the exported ones."""
+    metadata = describe(bundle, "fp32", bundle.calibration)
+    write_onnx(load_network(bundle.config, bundle.model_file), metadata, bundle.path / "model.onnx")
+    return {
+        "torch": TorchRuntime(load_network(bundle.config, bundle.model_file)),
+        "openvino": OpenVinoGraph(openvino_model(load_network(bundle.config, bundle.model_file), metadata)),
+        "onnx": load_runtime(bundle.path / "model.onnx", device="cpu"),
+    }
+
+
+if __name__ == "__main__":
+    main()
