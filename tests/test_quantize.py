@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 import cdo_ad
 import fakes
@@ -220,6 +221,26 @@ def test_the_limit_is_strict() -> None:
     assert not replace(quality, int8=Figures(0.94, 0.9)).holds
 
 
+def test_the_faintest_anomalies_count_by_themselves() -> None:
+    fp32 = Figures(0.95, 0.5, (Figures(1.0, 0.9), Figures(0.8, 0.2)))
+    quality = Quality(10, 10, fp32, Figures(0.95, 0.5, (Figures(1.0, 0.91), Figures(0.8, 0.194))), (), 3, 0.0)
+    assert quality.fall == pytest.approx(0.006)
+    assert not quality.holds
+    assert replace(quality, int8=Figures(0.95, 0.5, (Figures(1.0, 0.9), Figures(0.81, 0.196)))).holds
+
+
+def test_each_strength_is_judged_against_the_good_pictures(trial: quantize.Trial) -> None:
+    figures, maps = quantize.judge(Engine(0), trial)
+    n = len(maps) // 4
+    assert len(figures.by_strength) == len(quantize.STRENGTHS) == 3
+    for k, alone in enumerate(figures.by_strength, start=1):
+        chosen = [*range(n), *range(k * n, (k + 1) * n)]
+        labels, scores = trial.labels[chosen], maps[chosen].max(axis=(1, 2))
+        assert alone.image_auroc == pytest.approx(roc_auc_score(labels, scores))
+        expected = average_precision_score(trial.masks[chosen].ravel(), maps[chosen].ravel())
+        assert alone.pixel_ap == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_trial_knows_its_anomalies(bundle: Bundle, trial: quantize.Trial) -> None:
     n = len(bundle.calibration_paths)
     assert trial.pictures.shape == (n * (1 + len(quantize.STRENGTHS)), 64, 96, 3)
@@ -243,7 +264,7 @@ def test_the_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: py
     export(bundle.path, int8=True, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["kept_fp32"] == ["body"]
-    assert document["int8"] == {"image_auroc": 0.951, "pixel_ap": 0.498}
+    assert document["int8"] == {"image_auroc": 0.951, "pixel_ap": 0.498, "by_strength": []}
     with pytest.raises(ConfigError, match="--to openvino --int8"):
         export(bundle.path, to="onnx", int8=True)
 

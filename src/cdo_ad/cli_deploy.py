@@ -59,7 +59,8 @@ def _export_int8(run: Path, to: str, pictures: Path | None, as_json: bool) -> No
     show(
         f"{file}: image AUROC {quality.int8.image_auroc:.4f} (fp32 {quality.fp32.image_auroc:.4f}), pixel AP "
         f"{quality.int8.pixel_ap:.4f} (fp32 {quality.fp32.pixel_ap:.4f}) on {quality.good} good pictures and "
-        f"{quality.anomalous} synthetic anomalies; kept in fp32: {kept}; thresholds calibrated anew"
+        f"{quality.anomalous} synthetic anomalies (largest fall, of any strength alone: {quality.fall:.4f}); "
+        f"kept in fp32: {kept}; thresholds calibrated anew"
     )
 
 
