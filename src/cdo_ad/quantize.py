@@ -264,8 +264,8 @@ def search(
             bar.update(task, note=found[-1])
     raise ExportError(
         f"int8 loses too much here, so no file was written: fp32 has image AUROC {fp32.image_auroc:.4f}, pixel AP "
-        f"{fp32.pixel_ap:.4f}; {'; '.join(found)} (each may fall by less than {ALLOWED_FALL:g}, with faint anomalies too); use the fp32 "
-        "model: export without  --int8"
+        f"{fp32.pixel_ap:.4f}; {'; '.join(found)} (each may fall by less than {ALLOWED_FALL:g}, with faint "
+        "anomalies too); use the fp32 model: export without  --int8"
     )
 
 
