@@ -145,7 +145,6 @@ def import_openvino(purpose: str = "running an exported model with OpenVINO") ->
     return openvino
 
 
-@cache
 def openvino_core() -> Any:
     """The process's one `openvino.Core`, which lives as long as the process.
 
@@ -156,7 +155,16 @@ def openvino_core() -> Any:
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
+    with _core_lock:  # a cache alone would let two threads make one each
+        return _core()
+
+
+@cache
+def _core() -> Any:
     return import_openvino().Core()
+
+
+_core_lock = threading.Lock()
 
 
 class OpenVinoGraph:

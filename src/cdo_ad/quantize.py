@@ -71,6 +71,14 @@ class Figures:
         falls = [self.image_auroc - other.image_auroc, self.pixel_ap - other.pixel_ap]
         return max(falls + [a.fall(b) for a, b in zip(self.by_strength, other.by_strength, strict=True)])
 
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary; the strengths by their names."""
+        own = {"image_auroc": self.image_auroc, "pixel_ap": self.pixel_ap}
+        if not self.by_strength:
+            return own
+        each = zip(STRENGTHS, self.by_strength, strict=True)
+        return {**own, "by_strength": {str(strength): figures.to_json() for strength, figures in each}}
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -101,7 +109,8 @@ class Quality:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
-        return {**asdict(self), "kept_fp32": list(self.kept_fp32), "allowed_fall": ALLOWED_FALL}
+        figures = {"fp32": self.fp32.to_json(), "int8": self.int8.to_json(), "fall": self.fall}
+        return {**asdict(self), **figures, "kept_fp32": list(self.kept_fp32), "allowed_fall": ALLOWED_FALL}
 
 
 @dataclass(frozen=True)
