@@ -15,19 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cdo_ad import recipes
 from cdo_ad.benchmark_stages import measure
 from cdo_ad.bundle import Bundle, read_bundle
-from cdo_ad.calibrate import Calibration
 from cdo_ad.export import describe
 from cdo_ad.export_graph import openvino_model, write_onnx
 from cdo_ad.exported import OpenVinoGraph, load_runtime
-from cdo_ad.method.fitting import fit_views
-from cdo_ad.method.network import CdoNetwork
 from cdo_ad.runtime import TorchRuntime, load_network
-from cdo_ad.training import write_run
+from peers import random_run
 
 RECIPES = ("paper_lite0", "lite0")
 
@@ -41,8 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     picture = np.random.default_rng(0).integers(0, 256, (1, *2 * (options.picture_size,), 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        runs = {recipe: random_run(Path(folder) / recipe, recipe) for recipe in RECIPES}
-        found = {recipe: engines(runs[recipe]) for recipe in RECIPES}
+        runs = {recipe: random_run(Path(folder) / recipe, recipes.get(recipe)) for recipe in RECIPES}
+        found = {recipe: engines(read_bundle(runs[recipe])) for recipe in RECIPES}
         pairs = [(recipe, engine) for engine in found[RECIPES[0]] for recipe in RECIPES]
         seconds = measure(
             [lambda recipe=recipe, engine=engine: found[recipe][engine].infer(picture) for recipe, engine in pairs],
@@ -56,21 +52,6 @@ def main() -> None:
         print("{engine:10} paper {paper_ms:6.1f} ms, default {ms:6.1f} ms, median ratio {ratio:.2f}".format(**rows[-1]))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-def random_run(folder: Path, recipe: str) -> Bundle:
-    """A run of a recipe with random weights, its density fitted on noise."""
-    torch.manual_seed(0)
-    config = recipes.get(recipe).replace(weights="none")
-    network = CdoNetwork.from_config(config).eval()
-    if config.density:
-        noise = torch.randint(0, 256, (8, 3, *config.image_size), dtype=torch.uint8)
-        fit_views(network, [noise], len(noise))
-    scores = [float(i) for i in range(1, 40)]
-    data = {"root": "", "category": "", "fingerprint": "0" * 64, "fit": [], "calibration": []}
-    folder.mkdir()
-    write_run(folder, network, config, {"data": data, "revision": None}, Calibration.fit(scores, scores, 0.05))
-    return read_bundle(folder)
 
 
 def engines(bundle: Bundle) -> dict[str, Any]:

@@ -24,9 +24,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from cdo_ad.config import Config
 
 BATCH = 8  # pictures a call, for the throughput
 BANK = 32_768  # PatchCore's vectors: its default of 10 % of the positions of 320 pictures
@@ -53,7 +56,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         peers = Peers(options) if options.peers_python else None  # it builds while we do
-        run = options.run or random_run(Path(folder) / "run", options.backbone, options.size)
+        run = options.run or random_run(Path(folder) / "run", settings(options.backbone, options.size))
         calls, missing = ours(run, Path(folder))
         if peers is not None:
             peers.wait()
@@ -77,9 +80,8 @@ def measure(calls: dict[str, Callable[[np.ndarray], float]], size: int, rounds: 
         for turn in range(repeats):
             for name, call in calls.items():
                 try:
-                    call(
-                        pictures
-                    )  # not counted: the one before left its weights in the caches and its threads spinning
+                    # not counted: the one before left its weights in the caches and its threads spinning
+                    call(pictures)
                     times[count][name].append(call(pictures))
                 except RuntimeError as error:
                     failed[f"{name}, batch {count}"] = str(error)
@@ -128,18 +130,28 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 # ---- ours
 
 
-def random_run(folder: Path, backbone: str, size: int) -> Path:
-    """A run with random weights."""
+def settings(backbone: str, size: int) -> Config:
+    """The paper's form of that backbone and size."""
+    from cdo_ad.config import Config
+
+    return Config(backbone=backbone, image_height=size, image_width=size)
+
+
+def random_run(folder: Path, config: Config) -> Path:
+    """A run with random weights; a density is fitted on noise."""
     import torch
 
     from cdo_ad.calibrate import Calibration
-    from cdo_ad.config import Config
+    from cdo_ad.method.fitting import fit_views
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.training import write_run
 
     torch.manual_seed(0)
-    config = Config(backbone=backbone, weights="none", image_height=size, image_width=size)
-    network = CdoNetwork(backbone, (size, size))
+    config = config.replace(weights="none")
+    network = CdoNetwork.from_config(config).eval()
+    if config.density:
+        noise = torch.randint(0, 256, (8, 3, *config.image_size), dtype=torch.uint8)
+        fit_views(network, [noise], len(noise))
     scores = [float(i) for i in range(1, 40)]
     data = {"root": "", "category": "", "fingerprint": "0" * 64, "fit": [], "calibration": []}
     folder.mkdir()
@@ -166,12 +178,13 @@ def ours(run: Path, folder: Path) -> tuple[dict[str, Callable[[np.ndarray], floa
         return load_network(bundle.config, bundle.model_file)
 
     def openvino(quantised: bool, streamed: bool = False) -> Any:
-        model = openvino_model(network(), metadata)
-        if quantised:
-            size = bundle.config.image_size
-            model = quantise(model, np.random.default_rng(1).integers(0, 256, (8, *size, 3), dtype=np.uint8), [])
         file = folder / ("int8.xml" if quantised else "fp32.xml")
-        save_openvino(model, file)
+        if not file.is_file():
+            model = openvino_model(network(), metadata)
+            if quantised:
+                size = bundle.config.image_size
+                model = quantise(model, np.random.default_rng(1).integers(0, 256, (8, *size, 3), dtype=np.uint8), [])
+            save_openvino(model, file)
         if streamed:
             return Streamed(load_runtime(file, device="cpu", mode="throughput"))
         return load_runtime(file, device="cpu")
