@@ -9,6 +9,9 @@ or the word `products` for the built-in ones, which are drawn.
 - Every method of a seed fits the same good pictures, and its thresholds come from the same held-out ones.
 - Peers run in the interpreter that `--peers-python` names (`peers_accuracy.py`). They get the pictures as our training
   reads them, at the size of the paper's form, and the same expert weights, and give raw maps and scores back.
+- A recipe may be given with settings of its own: `--methods lite0 "lite0 mom=false"`. `--ablation` adds a list of them:
+  each part of the default recipe alone and removed. What the apprentice's training does not depend on takes the
+  apprentice of a run that is there.
 - A finished cell (method, product, seed) stays in OUT/cells, so the same command goes on after an interruption. A cell
   of other settings or other pictures is computed anew. Tables are in OUT: accuracy.json, and .csv, .tex, .html each.
 """
@@ -30,10 +33,11 @@ import numpy as np
 from safetensors.torch import save_file
 
 from cdo_ad import recipes
+from cdo_ad.adaptation import refit
 from cdo_ad.bundle import read_bundle, write_json
 from cdo_ad.calibrate import Calibration
 from cdo_ad.cli_common import parse_size, say
-from cdo_ad.config import Config
+from cdo_ad.config import AFTER_TRAINING, Config
 from cdo_ad.data import fingerprint, list_categories, read_dataset, split_by_part, split_good
 from cdo_ad.data.dataset import load_all
 from cdo_ad.data.products import PRODUCTS, make_dataset
@@ -51,6 +55,19 @@ from cdo_ad.types import Sample
 PEERS = {"padim": "PaDiM", "patchcore": "PatchCore", "stfpm": "STFPM"}
 PEERS_RECIPE = "paper_lite0"
 """Input size, backbone and split settings of the peers are those of the paper's form."""
+_PARTS = ("mom=false", "oom=false", "mom=false oom=false", "gamma=1", "schedule=one-cycle")
+_KINDS = "synthesis=noise,perlin,cut,shade,line,spot,smear"
+ABLATION = (
+    "",
+    "density=false",  # the disagreement alone
+    *(f"view_shares={shares}" for shares in ("0,1,0,0", "0,0,1,0", "0,0,0,1", "equal")),
+    *(f"view_shares={','.join('0' if k == gone else '0.3333333' for k in range(4))}" for gone in range(4)),
+    "density_context=0",
+    "score_top=0.01",
+    *(f"{part}{alone}" for part in (*_PARTS, _KINDS) for alone in ("", " density=false")),
+)
+"""Settings of `lite0`: each view alone, all with an equal say, and each removed from that; then the training's parts,
+each with the density and without it."""
 COLUMNS = ("method", "backbone", "input")
 
 
@@ -83,7 +100,7 @@ class Cell:
     @property
     def choice(self) -> tuple[str, str, str]:
         """Values of `COLUMNS`."""
-        c, name = self.config, PEERS.get(self.method, f"CDO, {self.method}")
+        c, name = self.config, PEERS.get(self.method, f"CDO, {self.method.replace(' ', ', ')}")
         if self.method == "patchcore":
             name += f", coreset {100 * self.identity['coreset']:g} %"
         return name, c.backbone, f"{c.image_height}x{c.image_width}"
@@ -154,6 +171,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("data", nargs="*", default=["products"], help="folders, or the word products")
     parser.add_argument("--out", type=Path, default=Path("accuracy"))
     parser.add_argument("--methods", nargs="+", default=["lite0", PEERS_RECIPE, *PEERS], help="recipes and peers")
+    parser.add_argument("--ablation", action="store_true", help="add each part of lite0 alone and removed")
     parser.add_argument("--categories", nargs="+", help="only these products")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=VALUE", help="of every recipe")
@@ -164,6 +182,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--coreset", type=float, default=0.01, help="share of the features that PatchCore keeps")
     parser.add_argument("--stfpm-epochs", type=int, default=100)
     options = parser.parse_args(words)
+    options.methods += [f"lite0 {settings}".strip() for settings in ABLATION] if options.ablation else []
     options.methods = sorted(dict.fromkeys(options.methods), key=lambda method: method in PEERS)  # peers take our split
     options.seeds = list(dict.fromkeys(options.seeds))
     options.at_size = parse_size(options.at_size, "--at-size")
@@ -197,15 +216,15 @@ def _products(root: Path, wanted: Sequence[str] | None) -> Iterator[Product]:
 def _cells(data: str, product: Product, options: argparse.Namespace) -> Iterator[Cell]:
     for method in options.methods:
         for seed in options.seeds:
-            recipe = recipes.get(PEERS_RECIPE if method in PEERS else method)
-            config = recipe.with_settings(options.settings).replace(seed=seed)
+            name, *own = [PEERS_RECIPE] if method in PEERS else method.split()
+            config = recipes.get(name).with_settings([*options.settings, *own]).replace(seed=seed)
             identity = {
                 "method": method, "settings": config.to_json(), "pictures": product.fingerprint,
                 "at_size": options.at_size and list(options.at_size),
             }  # fmt: skip
             identity |= {"coreset": options.coreset} if method == "patchcore" else {}
             identity |= {"epochs": options.stfpm_epochs} if method == "stfpm" else {}
-            folder = options.out / "cells" / data / product.name / f"{method}-{seed}"
+            folder = options.out / "cells" / data / product.name / f"{'_'.join(method.split())}-{seed}"
             yield Cell(product, method, config, folder, identity)
 
 
@@ -233,12 +252,28 @@ def _compute(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
 def _own(cell: Cell, options: argparse.Namespace) -> tuple[Evaluation, dict[str, str]]:
     """Train a recipe, going on where it was interrupted, and evaluate it."""
     run, product = cell.folder / "run", cell.product
-    if not run.is_dir():
+    twin = next(_trained_alike(cell), None)
+    if not run.is_dir() and twin is not None:
+        refit(twin, run, cell.config, device=options.device)
+    elif not run.is_dir():
         resume = (cell.folder / ".run.training" / "checkpoint.pt").is_file()
         train(product.root, run, cell.config, category=product.category, device=options.device, resume=resume)
     evaluation = evaluate(load(run, backend="torch", device=options.device), product.samples, at_size=options.at_size)
     write_results(run, evaluation, product.samples, product.root, options.at_size)
     return evaluation, read_bundle(run).provenance["versions"]
+
+
+def _trained_alike(cell: Cell) -> Iterator[Path]:
+    """Runs of other cells whose apprentice is what this cell would train."""
+
+    def training(settings: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if key not in AFTER_TRAINING}
+
+    for mark in sorted(cell.folder.parent.glob("*/identity.json")):
+        other, run = json.loads(mark.read_text(encoding="utf-8")), mark.with_name("run")
+        same = training(other["settings"]) == training(cell.identity["settings"])
+        if run.is_dir() and same and other["pictures"] == cell.product.fingerprint and other["method"] not in PEERS:
+            yield run
 
 
 def _peer(cell: Cell, options: argparse.Namespace) -> tuple[Evaluation, dict[str, str]]:
@@ -274,7 +309,7 @@ def _split(cell: Cell, options: argparse.Namespace) -> tuple[list[Path], list[Pa
     """Good pictures to fit and held-out ones: those of our run with this seed, else drawn as it would draw them."""
     for method in options.methods:
         run = cell.folder.with_name(f"{method}-{cell.config.seed}") / "run"
-        if method not in PEERS and run.is_dir():
+        if method in recipes.RECIPES and run.is_dir():
             bundle = read_bundle(run)
             return [bundle.data_root / name for name in bundle.provenance["data"]["fit"]], bundle.calibration_paths
     c, good = cell.config, [s for s in cell.product.samples if s.split != "test"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cdo_ad import recipes
 from cdo_ad.bundle import read_bundle
 from cdo_ad.data import read_dataset, read_mask
 from cdo_ad.data.dataset import load_all
@@ -165,6 +166,22 @@ def test_finished_cells_are_kept_and_stale_ones_are_not(tmp_path: Path, peer: Pa
     (data / "train/good/023.png").write_bytes((data / "train/good/000.png").read_bytes())
     run(data, out, *words, "--coreset", "0.5")
     assert len(calls(peer)) == 11
+
+
+@pytest.mark.slow
+def test_settings_of_a_methods_own_and_one_training_for_those_that_share_it(tmp_path: Path) -> None:
+    data, out = make_mvtec(tmp_path / "parts", train=24), tmp_path / "out"
+    variants = ["lite0 density=false", "lite0 view_shares=0,1,0,0", "lite0 mom=false"]
+    document = run(data, out, "--methods", "lite0", *variants)
+    assert [row["settings"]["method"] for row in document["rows"]] == [
+        "CDO, lite0", "CDO, lite0, density=false", "CDO, lite0, view_shares=0,1,0,0", "CDO, lite0, mom=false",
+    ]  # fmt: skip
+    runs = {path.parent.name: read_bundle(path) for path in (out / "cells/parts/parts").glob("*/run")}
+    trained = {name for name, bundle in runs.items() if (bundle.path / "train_log.csv").is_file()}
+    assert trained == {"lite0-0", "lite0_mom=false-0"}
+    assert runs["lite0_density=false-0"].config.density is False
+    assert runs["lite0_view_shares=0,1,0,0-0"].config.shares() == (0, 1, 0, 0)
+    assert all(recipes.get("lite0").with_settings(settings.split()) for settings in accuracy.ABLATION)
 
 
 @pytest.mark.slow

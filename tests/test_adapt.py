@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from cdo_ad import adapt as public_adapt
-from cdo_ad.adaptation import adapt
+from cdo_ad.adaptation import adapt, refit
 from cdo_ad.bundle import read_bundle
 from cdo_ad.cli import app
 from cdo_ad.errors import BundleError, ConfigError, DataError
@@ -78,6 +78,26 @@ def test_a_second_correction_keeps_the_first(made: Path) -> None:
     first, _ = adapt(made / "run", made / "first", bad=made / "bad", epochs=1, device="cpu")
     second, _ = adapt(first.path, made / "second", good=made / "good", epochs=1, device="cpu")
     assert second.provenance["data"]["defects"] == first.provenance["data"]["defects"]
+
+
+def test_a_refit_keeps_the_apprentice_and_makes_the_rest_anew(made: Path) -> None:
+    config = read_bundle(made / "run").config
+    before = load_file(str(made / "run" / "model.safetensors"))
+    same = refit(made / "run", made / "same", config, device="cpu")
+    for name, value in load_file(str(same.path / "model.safetensors")).items():
+        torch.testing.assert_close(value, before[name], msg=name)
+    assert same.calibration.scores == pytest.approx(read_bundle(made / "run").calibration.scores)
+
+    alone = refit(made / "run", made / "alone", config.replace(density=False, score_top=0.1), device="cpu")
+    after = load_file(str(alone.path / "model.safetensors"))
+    assert alone.config.score_top == 0.1 and not any(name.startswith("density") for name in after)
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    back = refit(alone.path, made / "back", config, device="cpu")
+    assert back.calibration.scores == pytest.approx(same.calibration.scores)
+
+    with pytest.raises(ConfigError, match=r"gamma was 2\.0 and is 1\.0: that needs a training of its own"):
+        refit(made / "run", made / "never", config.replace(gamma=1.0))
+    assert not (made / "never").exists()
 
 
 def test_on_the_command_line_it_replaces_the_run(made: Path) -> None:

@@ -93,7 +93,8 @@ def test_labelled_defects_have_a_say_in_the_shares(monkeypatch) -> None:
     shares = []
     for defects in (None, dark):
         network = make_network()
-        fit_views(network, [photographs(40, seed) for seed in range(2)], 80, defects=defects)
+        labelled = None if defects is None else (defects, torch.ones(len(defects), *SIZE, dtype=torch.bool))
+        fit_views(network, [photographs(40, seed) for seed in range(2)], 80, defects=labelled)
         shares.append(network.shares.clone())
     without, found = rows
     torch.testing.assert_close(found[: len(without)], without)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cdo_ad.bundle import Bundle, check_writable, read_bundle
+from cdo_ad.config import AFTER_TRAINING, Config
 from cdo_ad.data.images import list_images
 from cdo_ad.data.split import fingerprint
 from cdo_ad.detector import Detector, calibration_scores, load
@@ -24,7 +25,7 @@ with needs_extra("train", "adapting a run"):
     from cdo_ad.data.defects import read_defects
     from cdo_ad.training import Job, named_defects, run_job
 
-__all__ = ["Change", "adapt"]
+__all__ = ["Change", "adapt", "refit"]
 
 EPOCHS = 2
 RATE_SHARE = 0.25
@@ -97,17 +98,48 @@ def adapt(
     }
     detector = load(run, backend="torch", device=device)
     before = {name: _judge(detector, paths) for name, paths in groups.items()}
-    old_defects = [Sample(Path(i), "test", "defect", Path(m)) for i, m in bundle.provenance["data"].get("defects", [])]
     config = bundle.config.replace(epochs=epochs, lr=bundle.config.lr * RATE_SHARE)
     samples = [Sample(path, "train") for path in [*old_fit, *new_good]]
     job = Job(
-        out, config, old_fit + _repeated(new_fit, len(old_fit)), held_out + new_held_out, [*old_defects, *new_bad],
+        out, config, old_fit + _repeated(new_fit, len(old_fit)), held_out + new_held_out,
+        [*_own_defects(bundle), *new_bad],
         fingerprint([*samples, *new_bad], bundle.data_root), start=bundle.model_file, device=device,
     )  # fmt: skip
     adapted = run_job(job, {"data": _describe(bundle, new_fit, new_held_out, new_bad, job.fingerprint)})
     detector = load(out, backend="torch", device=device)
     after = {name: _judge(detector, paths) for name, paths in groups.items()}
     return adapted, [_change(name, before[name], after[name]) for name in groups if groups[name]]
+
+
+def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "auto") -> Bundle:
+    """Make a run whose apprentice is that of another: views and thresholds alone are made anew, in a minute or two.
+
+    Args:
+        run: the run folder; its pictures must still be where they were.
+        out: the new run folder.
+        config: settings that differ from those of `run` in `cdo_ad.config.AFTER_TRAINING` at most.
+        device: see `cdo_ad.training.train`.
+
+    Returns:
+        The new bundle.
+
+    Raises:
+        ConfigError: settings that ask for another training.
+        BundleError, CalibrationError: as in `adapt`.
+    """
+    bundle, out = read_bundle(run), Path(out)
+    check_writable(out)
+    before, now = bundle.config.to_json(), config.to_json()
+    for key in now:
+        if key not in AFTER_TRAINING and before[key] != now[key]:
+            raise ConfigError(f"{key} was {before[key]!r} and is {now[key]!r}: that needs a training of its own")
+    fit, held_out = _own_pictures(bundle)
+    defects = _own_defects(bundle)
+    data = bundle.provenance["data"]
+    job = Job(
+        out, config, fit, held_out, defects, data["fingerprint"], start=bundle.model_file, trained=True, device=device
+    )
+    return run_job(job, {"data": data})
 
 
 def _pictures(folder: Path | str) -> list[Path]:
@@ -129,6 +161,10 @@ def _own_pictures(bundle: Bundle) -> tuple[list[Path], list[Path]]:
             "there, or train anew with the corrected pictures among the good ones"
         )
     return fit, held_out
+
+
+def _own_defects(bundle: Bundle) -> list[Sample]:
+    return [Sample(Path(i), "test", "defect", Path(m)) for i, m in bundle.provenance["data"].get("defects", [])]
 
 
 def _repeated(paths: list[Path], others: int) -> list[Path]:

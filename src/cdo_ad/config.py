@@ -10,13 +10,18 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from cdo_ad.errors import ConfigError
 
-__all__ = ["ANOMALY_KINDS", "AnomalyKind", "BackgroundRule", "Config", "Optimizer", "Schedule"]
+__all__ = ["AFTER_TRAINING", "ANOMALY_KINDS", "AnomalyKind", "BackgroundRule", "Config", "Optimizer", "Schedule"]
 
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["exponential", "step", "one-cycle", "constant"]
 BackgroundRule = Literal["none", "extremes", "border"]
 AnomalyKind = Literal["noise", "perlin", "cut", "shade", "line", "spot", "smear"]
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
+AFTER_TRAINING = (
+    "recipe", "density", "view_shares", "recognised_share", "density_context", "blur_sigma", "score_top",
+    "false_alarm_rate",
+)  # fmt: skip
+"""Settings that the training of the apprentice does not depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,9 @@ class Config:
     """With a density: how much of the anomaly map each view gets. `auto` learns it from good pictures and synthetic
     anomalies (`cdo_ad.method.fusion`), `equal`, or four numbers that sum to 1, e.g. `0.4,0.2,0.2,0.2`: disagreement,
     density of level 2, of level 3, of shade."""
+    recognised_share: float = 0.1
+    """With a density and labelled defects: how much of the anomaly map the view that recognises them gets (see
+    `cdo_ad.method.recognition`); 0 for no such view."""
     density_context: int = 8
     """Components of the whole picture's appearance that the density is conditional on; 0 for none."""
 
@@ -110,6 +118,7 @@ class Config:
         _need(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
         _need(self.density_context >= 0, f"density_context must be >= 0, got {self.density_context}")
         _need(0 < self.defect_share < 1, f"defect_share must lie in (0, 1), got {self.defect_share}")
+        _need(0 <= self.recognised_share < 1, f"recognised_share must lie in [0, 1), got {self.recognised_share}")
         self.shares()
         self.kinds()
         _need(self.blur_sigma >= 0, f"blur_sigma must be >= 0, got {self.blur_sigma}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cdo_ad.config import Config
     from cdo_ad.method.network import CdoNetwork
 
-__all__ = ["Runtime", "TorchRuntime", "infer_stream", "load_network"]
+__all__ = ["Runtime", "TorchRuntime", "infer_stream", "load_network", "load_networks"]
 
 
 class Runtime(Protocol):
@@ -90,12 +90,38 @@ def load_network(config: Config, model_file: Path) -> CdoNetwork:
         BundleError: if the file does not hold the weights of these networks.
     """
     with needs_extra("train", "running a bundle with torch"):
+        from safetensors import safe_open
         from safetensors.torch import load_model
 
         from cdo_ad.method.network import CdoNetwork
     network = CdoNetwork.from_config(config, weights="none")
     try:
+        with safe_open(str(model_file), "pt") as file:
+            if any(name.startswith("recogniser.") for name in file.keys()):  # noqa: SIM118  no mapping
+                network.add_recogniser()
         load_model(network, str(model_file))
     except Exception as error:  # safetensors raises its own type for a truncated file, RuntimeError for other tensors
+        raise BundleError(f"{model_file} does not hold the networks of its config.json: {error}") from error
+    return network.eval()
+
+
+def load_networks(config: Config, model_file: Path) -> CdoNetwork:
+    """Expert and apprentice of a bundle, whatever views its settings gave it; the views of `config` are to be fitted.
+
+    Raises:
+        BundleError: as in `load_network`.
+    """
+    with needs_extra("train", "running a bundle with torch"):
+        from safetensors.torch import load_file
+
+        from cdo_ad.method.network import CdoNetwork
+    network = CdoNetwork.from_config(config, weights="none")
+    views = ("density.", "recogniser.", "usual", "shares")
+    try:
+        state = {name: value for name, value in load_file(model_file).items() if not name.startswith(views)}
+        missing, unknown = network.load_state_dict(state, strict=False)
+        if wrong := [*unknown, *(name for name in missing if not name.startswith(views))]:
+            raise ValueError(f"{wrong[0]} is in one of both only")
+    except Exception as error:  # as above
         raise BundleError(f"{model_file} does not hold the networks of its config.json: {error}") from error
     return network.eval()

@@ -37,7 +37,7 @@ with needs_extra("train", "training"):
     from cdo_ad.method.fitting import fit_views, scores_without
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.method.synthesis import image_seed
-    from cdo_ad.runtime import TorchRuntime, load_network
+    from cdo_ad.runtime import TorchRuntime, load_networks
     from cdo_ad.training_loop import fit
     from cdo_ad.training_work import Work
 
@@ -119,7 +119,9 @@ class Job:
     defects: list[Sample]
     fingerprint: str
     start: Path | None = None
-    """Weights of a bundle to go on from, instead of a random apprentice."""
+    """Weights of a bundle whose networks to go on from, instead of a random apprentice."""
+    trained: bool = False
+    """The networks of `start` are taken as they are: only views and thresholds are made anew."""
     device: str = "auto"
     devices: int = 1
     resume: bool = False
@@ -143,9 +145,12 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
     store = _load(job.fit, config, job.memory_budget, job.workers)
     defects = load_defects(job.defects, config.image_size) if job.defects else None
     torch.manual_seed(config.seed)
-    network = CdoNetwork.from_config(config) if job.start is None else load_network(config, job.start)
+    network = CdoNetwork.from_config(config) if job.start is None else load_networks(config, job.start)
     network = network.to(memory_format=torch.channels_last)
-    fit(fabric, network, store, defects, config, work, job.workers)
+    if job.trained:
+        network = network.to(fabric.device)
+    else:
+        fit(fabric, network, store, defects, config, work, job.workers)
     if not fabric.is_global_zero:
         fabric.barrier()
         return bundles.read_bundle(out)
@@ -162,7 +167,8 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
     }
     with bundles.write_folder(out) as folder:
         write_run(folder, network, config, provenance, calibration)
-        work.move_logs(folder)
+        if not job.trained:
+            work.move_logs(folder)
     work.remove()
     fabric.barrier()
     return bundles.read_bundle(out)
@@ -282,7 +288,8 @@ def _fit_views(
             config.shares(),
             config.seed,
             lambda done, total: bar.update(task, completed=done, total=total),
-            None if defects is None else defects.images,
+            None if defects is None else (defects.images, defects.masks),
+            config.recognised_share,
         )
 
 

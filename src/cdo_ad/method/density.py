@@ -192,7 +192,22 @@ class Gaussian(nn.Module):
 
     def forward(self, vectors: Tensor, context: Tensor) -> Tensor:
         """(P, B, C) vectors and (B, Q) context to (B, P) distances."""
-        return self._squared(vectors, self._components(context)).sqrt() / self.spread
+        return self.distances(self.whitened(vectors, context))
+
+    def whitened(self, vectors: Tensor, context: Tensor) -> Tensor:
+        """(P, B, C) `W_p (x - m_p - A_p z)`: its norm is the distance times s_p, see the class."""
+        residual = vectors - self.mean
+        components = self._components(context)
+        if components.shape[1]:
+            # components @ slope at each position, as one product of matrices: OpenVINO fails on the batched form
+            positions, _, channels = self.slope.shape
+            explained = components @ self.slope.transpose(0, 1).flatten(1)
+            residual = residual - explained.view(-1, positions, channels).transpose(0, 1)
+        return residual @ self.whiten.transpose(1, 2)
+
+    def distances(self, whitened: Tensor) -> Tensor:
+        """(P, B, C) from `whitened` to (B, P) distances."""
+        return whitened.square().sum(dim=2).T.sqrt() / self.spread
 
     def left_out(self, vectors: Tensor, context: Tensor, count: int) -> Tensor:
         """The distances of pictures that were among the `count` fitted ones, as if they had not been.
@@ -201,21 +216,12 @@ class Gaussian(nn.Module):
         sum of squares loses e e^T / (1 - l): by the rank-one formula a squared distance h becomes
         `(1 - 1/n) h / (1 - l)^2 / (1 - h / (n (1 - l)))`. The shrinkage is taken as it is.
         """
-        components = self._components(context)
-        leverage = (1 + components.square().sum(dim=1, keepdim=True)) / count
-        return _left_out(self._squared(vectors, components), leverage, count).sqrt() / self.spread
+        leverage = (1 + self._components(context).square().sum(dim=1, keepdim=True)) / count
+        within = self.whitened(vectors, context).square().sum(dim=2).T
+        return _left_out(within, leverage, count).sqrt() / self.spread
 
     def _components(self, context: Tensor) -> Tensor:
         return (context - self.context_mean) @ self.context_axes
-
-    def _squared(self, vectors: Tensor, components: Tensor) -> Tensor:
-        residual = vectors - self.mean
-        if components.shape[1]:
-            # components @ slope at each position, as one product of matrices: OpenVINO fails on the batched form
-            positions, _, channels = self.slope.shape
-            explained = components @ self.slope.transpose(0, 1).flatten(1)
-            residual = residual - explained.view(-1, positions, channels).transpose(0, 1)
-        return (residual @ self.whiten.transpose(1, 2)).square().sum(dim=2).T
 
 
 def _left_out(within: Tensor, leverage: Tensor, count: int) -> Tensor:
@@ -306,8 +312,34 @@ class Density(nn.Module):
         Returns:
             One (B, h, w) float32 map >= 0 a view, each on a grid of its own.
         """
-        views = zip(self._gaussians(), self._inputs(pictures, features), self.grids, self.usual.unbind(), strict=True)
-        return [gaussian(*inputs).reshape(-1, *grid) / usual for gaussian, inputs, grid, usual in views]
+        return self.maps(self.whitened(pictures, features))
+
+    def whitened(self, pictures: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """(P, B, C) a view, of pictures as in `forward`: see `Gaussian.whitened`."""
+        inputs = self._inputs(pictures, features)
+        return [gaussian.whitened(*given) for gaussian, given in zip(self._gaussians(), inputs, strict=True)]
+
+    def maps(self, whitened: Sequence[Tensor]) -> list[Tensor]:
+        """What `forward` gives, from `whitened`."""
+        views = zip(self._gaussians(), whitened, self.grids, self.usual.unbind(), strict=True)
+        return [gaussian.distances(given).reshape(-1, *grid) / usual for gaussian, given, grid, usual in views]
+
+    def stacked(self, whitened: Sequence[Tensor]) -> Tensor:
+        """The levels of `whitened` over what is usual at each position, as one (B, C, h, w) on the finest one's grid.
+
+        The factor of a covariance is triangular: each channel is what the channels before it do not tell. So channels
+        mean the same at every position.
+        """
+        levels = [
+            to_grid((w / g.spread[:, None, None]).permute(1, 2, 0).reshape(-1, w.shape[2], *grid), self.grids[0])
+            for w, g, grid in zip(whitened, self._gaussians()[: len(LEVELS)], self.grids, strict=False)
+        ]
+        return torch.cat(levels, dim=1)
+
+    @property
+    def stacked_channels(self) -> int:
+        """C of `stacked`."""
+        return sum(int(g.mean.shape[2]) for g in self._gaussians()[: len(LEVELS)])
 
     def _inputs(self, pictures: Tensor, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """(P, B, C) vectors and (B, Q) context of each view."""
@@ -332,7 +364,7 @@ def _choose(channels: int) -> list[int] | None:
 
 
 def to_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h, w) maps to (B, H, W), bilinear with half-pixel centres, as two small matrices."""
+    """(..., h, w) maps to (..., H, W), bilinear with half-pixel centres, as two small matrices."""
     if tuple(maps.shape[-2:]) == size:
         return maps
     rows, columns = (map_matrix(int(t), int(s), 0.0).to(maps) for t, s in zip(size, maps.shape[-2:], strict=True))

@@ -5,7 +5,7 @@ From good pictures alone, or with a few labelled defects, which have a say in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from cdo_ad.errors import ConfigError
 from cdo_ad.method.anomalies import KINDS, perturb
 from cdo_ad.method.density import Density
 from cdo_ad.method.discrepancy import discrepancies
-from cdo_ad.method.fusion import informed_shares, separation
+from cdo_ad.method.fusion import FUSED, informed_shares, separation
 from cdo_ad.method.network import CdoNetwork
+from cdo_ad.method.recognition import Recogniser, fit_recogniser
 from cdo_ad.method.synthesis import image_seed
 
 __all__ = ["fit_views", "scores_without"]
@@ -40,7 +41,8 @@ def fit_views(
     shares: Sequence[float] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    defects: Tensor | None = None,
+    defects: tuple[Tensor, Tensor] | None = None,
+    recognised_share: float = 0.0,
 ) -> None:
     """Fit the network's density and set its `usual` and `shares`; leaves the network in eval mode.
 
@@ -51,8 +53,10 @@ def fit_views(
         shares: one a view of `FUSED`, used as they are; None learns them (`cdo_ad.method.fusion`).
         seed: of the synthetic anomalies.
         progress: told the pictures seen so far and in all.
-        defects: (N, 3, H, W) uint8 labelled defects that the apprentice has been trained on: where shares are
-            learned, each counts as much as a kind of synthetic anomalies.
+        defects: labelled defects that the apprentice has been trained on, (K, 3, H, W) uint8, and where they are,
+            (K, H, W) bool: where shares are learned, each counts as much as a kind of synthetic anomalies.
+        recognised_share: with defects, how much of the map is for the view that recognises them
+            (`cdo_ad.method.recognition`); the others give it up in proportion. 0 for no such view.
 
     Raises:
         ConfigError: no density; fewer than two pictures, or pictures without any variation.
@@ -61,8 +65,14 @@ def fit_views(
     if density is None:
         raise ConfigError("these networks have no density to fit: set density=true")
     network.eval()
-    fold_size = min(FOLD, count // 4) if shares is None and count >= 4 * SMALLEST_FOLD else 0
-    total, done = count + fold_size * len(KINDS), 0
+    recogniser = None
+    if defects is not None and recognised_share > 0:
+        with torch.random.fork_rng():  # its start follows from the seed alone
+            torch.manual_seed(seed)
+            recogniser = network.add_recogniser()
+    judging = shares is None or recogniser is not None
+    fold_size = min(FOLD, count // 4) if judging and count >= 4 * SMALLEST_FOLD else 0
+    total, done = count + (fold_size * len(KINDS) if shares is None else 0), 0
     fold, rest = density.moments(), density.moments()
     fold_pictures: list[Tensor] = []
     kept: list[tuple[Tensor, list[Tensor]]] = []
@@ -79,15 +89,19 @@ def fit_views(
             kept.append((images, expert))
         done += len(images)
         progress(done, total)
+    views = torch.full((len(FUSED),), 1 / len(FUSED)) if shares is None else torch.tensor(shares)
     if fold_pictures:
         density.fit(rest)
-        network.shares.copy_(
-            _learned_shares(
-                network, density, torch.cat(fold_pictures), defects, seed, lambda k: progress(done + k, total)
-            )
-        )
-    elif shares is not None:
-        network.shares.copy_(torch.tensor(shares))
+        unseen = torch.cat(fold_pictures)
+        if shares is None:
+            labelled = None if defects is None else defects[0]
+            views = _learned_shares(network, density, unseen, labelled, seed, lambda k: progress(done + k, total))
+        if recogniser is not None and defects is not None:
+            _fit_recogniser(network, density, recogniser, unseen, defects, seed)
+    if recogniser is not None:
+        given = recognised_share if fold_pictures else 0.0  # with too few good pictures there is nothing to judge by
+        views = torch.cat([(1 - given) * views, views.new_tensor([given])])
+    network.shares.copy_(views)
     density.fit([a + b for a, b in zip(fold, rest, strict=True)])
     usual = torch.cat([_scores(network, density.left_out(images, expert)) for images, expert in kept], dim=1)
     density.usual.copy_(usual.mean(dim=1))
@@ -154,6 +168,30 @@ def _learned_shares(
             row[0] = disagreement
             separations.append(row)
     return informed_shares(torch.stack(separations))
+
+
+def _fit_recogniser(
+    network: CdoNetwork,
+    density: Density,
+    recogniser: Recogniser,
+    good: Tensor,
+    labelled: tuple[Tensor, Tensor],
+    seed: int,
+) -> None:
+    """Train it with most of the good pictures; the others, new to it, tell what is usual."""
+
+    def vectors(pictures: Tensor) -> Iterator[Tensor]:
+        for images in torch.split(pictures.to(good.device), 16):
+            expert = network.expert(network.normalise(images))
+            yield density.stacked(density.whitened(images, expert))
+
+    defects, masks = labelled
+    known, new = good[len(good) // 4 :], good[: len(good) // 4]
+    with torch.enable_grad():
+        fit_recogniser(
+            recogniser, torch.cat([*vectors(known)]), torch.cat([*vectors(defects)]), masks.to(good.device), seed
+        )
+    recogniser.usual.copy_(torch.cat([network.finish([recogniser(v)])[1] for v in vectors(new)]).mean())
 
 
 def _view_scores(network: CdoNetwork, density: Density, pictures: Tensor, batch_size: int = 16) -> Tensor:

@@ -1,7 +1,8 @@
 """The two networks as one module: uint8 or float pictures in, discrepancy maps, anomaly map and score out.
 
 With a density the module has two views of a picture: where the networks disagree, and where the expert's features are
-improbable. Each is divided by what it is on good pictures, then they are added; without one it is the paper's form.
+improbable; with labelled defects a third: what looks like them. Each is divided by what it is on good pictures, then
+they are added; without a density it is the paper's form.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from cdo_ad.errors import ConfigError
 from cdo_ad.method.backbone import create_backbone
 from cdo_ad.method.density import VIEWS, Density, to_grid
 from cdo_ad.method.discrepancy import anomaly_map, discrepancies, image_score
 from cdo_ad.method.fusion import FUSED
+from cdo_ad.method.recognition import RECOGNISED, Recogniser
 
 if TYPE_CHECKING:
     from cdo_ad.config import Config
@@ -91,12 +94,25 @@ class CdoNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(self.expert.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(self.expert.std).view(1, 3, 1, 1) * 255)
         self.density: Density | None = None
+        self.recogniser: Recogniser | None = None
         if density_context is not None:
             self.density = Density(feature_shapes(self.expert, image_size), image_size, density_context)
             # what the disagreement alone scores good pictures on average, and the share of each of `FUSED`
             self.register_buffer("usual", torch.ones(()))
             self.register_buffer("shares", torch.full((len(FUSED),), 1 / len(FUSED)))
         self.train()
+
+    def add_recogniser(self) -> Recogniser:
+        """Give the module the view of labelled defects, still to be fitted and with no share of the map.
+
+        Raises:
+            ConfigError: no density, on whose vectors it works.
+        """
+        if self.density is None:
+            raise ConfigError("labelled defects are recognised in what the density sees: set density=true")
+        self.recogniser = Recogniser(self.density.stacked_channels).to(self.shares.device)
+        self.shares = torch.cat([self.shares[: len(FUSED)], self.shares.new_zeros(1)])
+        return self.recogniser
 
     def train(self, mode: bool = True) -> CdoNetwork:
         """Set the apprentice's mode; the expert stays in eval mode."""
@@ -130,9 +146,9 @@ class CdoNetwork(nn.Module):
             images: as in `features`.
 
         Returns:
-            `HIERARCHIES`, and with a density its `VIEWS`: (B, H_1, W_1) float32 >= 0. With a density each is in
-            units of what a new good picture scores, times its share; a typical good picture then scores a little
-            under 1.
+            `HIERARCHIES`, with a density its `VIEWS`, with labelled defects `RECOGNISED`: (B, H_1, W_1) float32 >= 0.
+            With a density each is in units of what a new good picture scores, times its share; a typical good picture
+            then scores a little under 1.
         """
         expert, apprentice = self.features(images)
         return self.weigh(discrepancies(expert, apprentice), images, expert)
@@ -144,8 +160,11 @@ class CdoNetwork(nn.Module):
         disagreement, *shares = self.shares.unbind()
         views = {name: disagreement / self.usual * level for name, level in zip(HIERARCHIES, levels, strict=True)}
         grid = (int(levels[0].shape[-2]), int(levels[0].shape[-1]))
-        for name, share, distances in zip(VIEWS, shares, self.density(images, expert), strict=True):
+        whitened = self.density.whitened(images, expert)
+        for name, share, distances in zip(VIEWS, shares, self.density.maps(whitened), strict=False):
             views[name] = share * to_grid(distances, grid)
+        if self.recogniser is not None:
+            views[RECOGNISED] = shares[-1] * to_grid(self.recogniser(self.density.stacked(whitened)), grid)
         return views
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
