@@ -74,6 +74,16 @@ def test_it_goes_on_from_the_runs_weights(made: Path) -> None:
     assert torch.equal(before[expert], after[expert])
 
 
+def test_without_an_epoch_the_apprentice_stays_and_the_rest_is_made_anew(made: Path) -> None:
+    bundle, changes = adapt(made / "run", made / "quick", good=made / "good", bad=made / "bad", epochs=0, device="cpu")
+    before, after = (load_file(str(path / "model.safetensors")) for path in (made / "run", bundle.path))
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("apprentice."))
+    assert any(name.startswith("recogniser.") for name in after)
+    assert bundle.config.lr == read_bundle(made / "run").config.lr
+    groups = {change.group: change for change in changes}
+    assert groups["new good"].alarms_after < groups["new good"].alarms_before
+
+
 def test_a_second_correction_keeps_the_first(made: Path) -> None:
     first, _ = adapt(made / "run", made / "first", bad=made / "bad", epochs=1, device="cpu")
     second, _ = adapt(first.path, made / "second", good=made / "good", epochs=1, device="cpu")
@@ -117,6 +127,8 @@ def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
     assert public_adapt is not None
     with pytest.raises(ConfigError, match="give --good FOLDER, --bad FOLDER or both"):
         adapt(made / "run", tmp_path / "new")
+    with pytest.raises(ConfigError, match="epochs must be >= 0, got -1"):
+        adapt(made / "run", tmp_path / "new", good=made / "good", epochs=-1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no pictures"):
         adapt(made / "run", tmp_path / "new", good=tmp_path / "empty")

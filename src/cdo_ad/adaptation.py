@@ -1,7 +1,8 @@
 """Feedback of an operator into a run: false alarms become good pictures, misses become defects to learn.
 
 The run's own pictures stay in the training, so that nothing is forgotten; the networks go on from the run's weights for
-a short while, the density is fitted anew, the thresholds are calibrated anew.
+a short while or not at all, the density is fitted anew, missed defects are learned to be recognised
+(`cdo_ad.method.recognition`), the thresholds are calibrated anew.
 """
 
 from __future__ import annotations
@@ -70,20 +71,22 @@ def adapt(
         out: the new run folder; may be `run` itself, which is then replaced when all is done.
         good: folder of good pictures that were called anomalous.
         bad: folder of defects that were missed, with masks, see `cdo_ad.data.defects.read_defects`.
-        epochs: passes over all pictures.
+        epochs: passes over all pictures; 0 leaves the apprentice as it is, which takes a minute or two.
         device: see `cdo_ad.training.train`.
 
     Returns:
         The new bundle, and what changed on the corrections and on the old calibration pictures.
 
     Raises:
-        ConfigError: neither good nor bad pictures.
+        ConfigError: neither good nor bad pictures; fewer than no epochs.
         DataError: a folder without pictures, or a defect without a mask.
         BundleError: no run, or its pictures are gone.
         CalibrationError, TrainingError: as in `cdo_ad.training.train`.
     """
     if good is None and bad is None:
         raise ConfigError("nothing to learn: give --good FOLDER, --bad FOLDER or both")
+    if epochs < 0:
+        raise ConfigError(f"epochs must be >= 0, got {epochs}")
     bundle, out = read_bundle(run), Path(out)
     check_writable(out)
     new_good = _pictures(good) if good is not None else []
@@ -98,12 +101,15 @@ def adapt(
     }
     detector = load(run, backend="torch", device=device)
     before = {name: _judge(detector, paths) for name, paths in groups.items()}
-    config = bundle.config.replace(epochs=epochs, lr=bundle.config.lr * RATE_SHARE)
+    config = bundle.config
+    if epochs > 0:
+        config = config.replace(epochs=epochs, lr=config.lr * RATE_SHARE)
     samples = [Sample(path, "train") for path in [*old_fit, *new_good]]
     job = Job(
         out, config, old_fit + _repeated(new_fit, len(old_fit)), held_out + new_held_out,
         [*_own_defects(bundle), *new_bad],
-        fingerprint([*samples, *new_bad], bundle.data_root), start=bundle.model_file, device=device,
+        fingerprint([*samples, *new_bad], bundle.data_root), start=bundle.model_file,
+        trained=epochs == 0, device=device,
     )  # fmt: skip
     adapted = run_job(job, {"data": _describe(bundle, new_fit, new_held_out, new_bad, job.fingerprint)})
     detector = load(out, backend="torch", device=device)

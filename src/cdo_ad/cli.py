@@ -132,7 +132,7 @@ def adapt(
     out: Annotated[Path | None, typer.Option(help="New run folder; default: replace RUN when all is done.")] = None,
     good: Annotated[Path | None, typer.Option(help="Folder of good pictures that were called anomalous.")] = None,
     bad: Annotated[Path | None, typer.Option(help="Folder of missed defects, with masks.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over all pictures.")] = 2,
+    epochs: Annotated[int, typer.Option(help="Passes over all pictures; 0: keep the networks, which is quick.")] = 2,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
