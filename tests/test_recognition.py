@@ -118,7 +118,7 @@ def test_it_follows_from_the_seed_alone() -> None:
 
 def test_with_few_good_pictures_it_has_no_say() -> None:
     network = fitted(good=8)
-    assert network.shares.tolist() == pytest.approx([0.25] * 4 + [0])
+    assert network.density.recogniser is None and network.shares.tolist() == [0.25] * 4
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +133,9 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_keeps_it_and_exports_it(taught: Path) -> None:
     bundle = read_bundle(taught)
     network = load_network(bundle.config, bundle.model_file)
-    assert network.recogniser is not None and float(network.shares[-1]) == pytest.approx(0.1)
-    fresh = Recogniser(network.recogniser.scale.shape[1])
-    assert not torch.equal(network.recogniser.layers[0].weight, fresh.layers[0].weight)
+    assert network.density.recogniser is not None and float(network.shares[-1]) == pytest.approx(0.1)
+    fresh = Recogniser(network.density.recogniser.scale.shape[1])
+    assert not torch.equal(network.density.recogniser.layers[0].weight, fresh.layers[0].weight)
     batch = np.random.default_rng(0).integers(0, 255, (2, *SIZE, 3), dtype=np.uint8)
     expected = load(taught, backend="torch").runtime.infer(batch)
     for format_ in ("onnx", "openvino"):
@@ -148,7 +148,7 @@ def test_a_refit_can_leave_it_out_and_bring_it_back(taught: Path, tmp_path: Path
     config = read_bundle(taught).config
     without = refit(taught, tmp_path / "without", config.replace(recognised_share=0.0), device="cpu")
     network = load_network(without.config, without.model_file)
-    assert network.recogniser is None and len(network.shares) == 4
+    assert network.density.recogniser is None and len(network.shares) == 4
     back = refit(without.path, tmp_path / "back", config.replace(recognised_share=0.3), device="cpu")
     assert float(load_network(back.config, back.model_file).shares[-1]) == pytest.approx(0.3)
 

@@ -77,5 +77,5 @@ def test_the_set_of_settings_is_frozen() -> None:
     assert " ".join(sorted(Config().to_json())) == (
         "backbone background batch_size blur_sigma calibration_minimum calibration_share decay defect_share density "
         "density_context epochs false_alarm_rate few gamma image_height image_width keep_copies_together lr mom oom "
-        "optimizer precision recipe schedule score_top seed synthesis view_shares weight_decay weights"
+        "optimizer precision recipe recognised_share schedule score_top seed synthesis view_shares weight_decay weights"
     )

@@ -81,8 +81,8 @@ class Config:
     anomalies (`cdo_ad.method.fusion`), `equal`, or four numbers that sum to 1, e.g. `0.4,0.2,0.2,0.2`: disagreement,
     density of level 2, of level 3, of shade."""
     recognised_share: float = 0.1
-    """With a density and labelled defects: how much of the anomaly map the view that recognises them gets (see
-    `cdo_ad.method.recognition`); 0 for no such view."""
+    """With a density, labelled defects and at least 32 good pictures: how much of the anomaly map the view that
+    recognises those defects gets (see `cdo_ad.method.recognition`); 0 for no such view."""
     density_context: int = 8
     """Components of the whole picture's appearance that the density is conditional on; 0 for none."""
 

@@ -36,7 +36,7 @@ def stage_of_nodes(model: Any) -> dict[str, str]:
         if owner(node).partition(".")[0] in NETWORKS:
             stages[str(node.get_friendly_name())] = "networks"
             seen_network = True
-        elif str(node.get_friendly_name()).startswith(("__module.network.density", "__module.network.recogniser")):
+        elif str(node.get_friendly_name()).startswith("__module.network.density"):
             stages[str(node.get_friendly_name())] = "discrepancy"
         else:
             stages[str(node.get_friendly_name())] = "discrepancy" if seen_network else "resize"

@@ -97,7 +97,7 @@ def load_network(config: Config, model_file: Path) -> CdoNetwork:
     network = CdoNetwork.from_config(config, weights="none")
     try:
         with safe_open(str(model_file), "pt") as file:
-            if any(name.startswith("recogniser.") for name in file.keys()):  # noqa: SIM118  no mapping
+            if any(name.startswith("density.recogniser.") for name in file.keys()):  # noqa: SIM118  no mapping
                 network.add_recogniser()
         load_model(network, str(model_file))
     except Exception as error:  # safetensors raises its own type for a truncated file, RuntimeError for other tensors
@@ -116,7 +116,7 @@ def load_networks(config: Config, model_file: Path) -> CdoNetwork:
 
         from cdo_ad.method.network import CdoNetwork
     network = CdoNetwork.from_config(config, weights="none")
-    views = ("density.", "recogniser.", "usual", "shares")
+    views = ("density.", "usual", "shares")
     try:
         state = {name: value for name, value in load_file(model_file).items() if not name.startswith(views)}
         missing, unknown = network.load_state_dict(state, strict=False)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from cdo_ad.errors import ConfigError
 from cdo_ad.method.discrepancy import map_matrix
+from cdo_ad.method.recognition import Recogniser
 
 __all__ = ["VIEWS", "Density", "Gaussian", "Moments", "position_vectors", "shades", "to_grid"]
 
@@ -273,6 +274,7 @@ class Density(nn.Module):
             for (h, w), c, context in zip(self.grids, channels, contexts, strict=True)
         )
         self.register_buffer("usual", torch.ones(len(VIEWS)))
+        self.recogniser: Recogniser | None = None  # set where defects are labelled
         self.count = 0  # fitted pictures; not kept in the state, as it serves only right after a fit
 
     def moments(self) -> list[Moments]:
@@ -303,7 +305,7 @@ class Density(nn.Module):
         return [g.left_out(*inputs, self.count).reshape(-1, *grid) for g, inputs, grid in views]
 
     def forward(self, pictures: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """The maps of `VIEWS`.
+        """The maps of `VIEWS`, and after them that of the recogniser, where there is one.
 
         Args:
             pictures: (B, 3, H, W) uint8 or float RGB in 0..255.
@@ -312,17 +314,15 @@ class Density(nn.Module):
         Returns:
             One (B, h, w) float32 map >= 0 a view, each on a grid of its own.
         """
-        return self.maps(self.whitened(pictures, features))
+        whitened = self.whitened(pictures, features)
+        views = zip(self._gaussians(), whitened, self.grids, self.usual.unbind(), strict=True)
+        maps = [gaussian.distances(given).reshape(-1, *grid) / usual for gaussian, given, grid, usual in views]
+        return maps if self.recogniser is None else [*maps, self.recogniser(self.stacked(whitened))]
 
     def whitened(self, pictures: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """(P, B, C) a view, of pictures as in `forward`: see `Gaussian.whitened`."""
         inputs = self._inputs(pictures, features)
         return [gaussian.whitened(*given) for gaussian, given in zip(self._gaussians(), inputs, strict=True)]
-
-    def maps(self, whitened: Sequence[Tensor]) -> list[Tensor]:
-        """What `forward` gives, from `whitened`."""
-        views = zip(self._gaussians(), whitened, self.grids, self.usual.unbind(), strict=True)
-        return [gaussian.distances(given).reshape(-1, *grid) / usual for gaussian, given, grid, usual in views]
 
     def stacked(self, whitened: Sequence[Tensor]) -> Tensor:
         """The levels of `whitened` over what is usual at each position, as one (B, C, h, w) on the finest one's grid.

@@ -5,7 +5,7 @@ From good pictures alone, or with a few labelled defects, which have a say in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from cdo_ad.method.density import Density
 from cdo_ad.method.discrepancy import discrepancies
 from cdo_ad.method.fusion import FUSED, informed_shares, separation
 from cdo_ad.method.network import CdoNetwork
-from cdo_ad.method.recognition import Recogniser, fit_recogniser
+from cdo_ad.method.recognition import fit_recogniser
 from cdo_ad.method.synthesis import image_seed
 
 __all__ = ["fit_views", "scores_without"]
@@ -56,7 +56,8 @@ def fit_views(
         defects: labelled defects that the apprentice has been trained on, (K, 3, H, W) uint8, and where they are,
             (K, H, W) bool: where shares are learned, each counts as much as a kind of synthetic anomalies.
         recognised_share: with defects, how much of the map is for the view that recognises them
-            (`cdo_ad.method.recognition`); the others give it up in proportion. 0 for no such view.
+            (`cdo_ad.method.recognition`); the others give it up in proportion. 0, or fewer than 32 good pictures, for
+            no such view.
 
     Raises:
         ConfigError: no density; fewer than two pictures, or pictures without any variation.
@@ -65,12 +66,8 @@ def fit_views(
     if density is None:
         raise ConfigError("these networks have no density to fit: set density=true")
     network.eval()
-    recogniser = None
-    if defects is not None and recognised_share > 0:
-        with torch.random.fork_rng():  # its start follows from the seed alone
-            torch.manual_seed(seed)
-            recogniser = network.add_recogniser()
-    judging = shares is None or recogniser is not None
+    recognised = defects if recognised_share > 0 else None
+    judging = shares is None or recognised is not None
     fold_size = min(FOLD, count // 4) if judging and count >= 4 * SMALLEST_FOLD else 0
     total, done = count + (fold_size * len(KINDS) if shares is None else 0), 0
     fold, rest = density.moments(), density.moments()
@@ -96,11 +93,9 @@ def fit_views(
         if shares is None:
             labelled = None if defects is None else defects[0]
             views = _learned_shares(network, density, unseen, labelled, seed, lambda k: progress(done + k, total))
-        if recogniser is not None and defects is not None:
-            _fit_recogniser(network, density, recogniser, unseen, defects, seed)
-    if recogniser is not None:
-        given = recognised_share if fold_pictures else 0.0  # with too few good pictures there is nothing to judge by
-        views = torch.cat([(1 - given) * views, views.new_tensor([given])])
+        if recognised is not None:  # with fewer good pictures there is nothing to learn it against
+            _fit_recogniser(network, density, unseen, recognised, seed)
+            views = torch.cat([(1 - recognised_share) * views, views.new_tensor([recognised_share])])
     network.shares.copy_(views)
     density.fit([a + b for a, b in zip(fold, rest, strict=True)])
     usual = torch.cat([_scores(network, density.left_out(images, expert)) for images, expert in kept], dim=1)
@@ -171,27 +166,25 @@ def _learned_shares(
 
 
 def _fit_recogniser(
-    network: CdoNetwork,
-    density: Density,
-    recogniser: Recogniser,
-    good: Tensor,
-    labelled: tuple[Tensor, Tensor],
-    seed: int,
+    network: CdoNetwork, density: Density, good: Tensor, labelled: tuple[Tensor, Tensor], seed: int
 ) -> None:
     """Train it with most of the good pictures; the others, new to it, tell what is usual."""
 
-    def vectors(pictures: Tensor) -> Iterator[Tensor]:
+    def vectors(pictures: Tensor) -> Tensor:
+        parts = []
         for images in torch.split(pictures.to(good.device), 16):
             expert = network.expert(network.normalise(images))
-            yield density.stacked(density.whitened(images, expert))
+            parts.append(density.stacked(density.whitened(images, expert)))
+        return torch.cat(parts)
 
     defects, masks = labelled
     known, new = good[len(good) // 4 :], good[: len(good) // 4]
+    with torch.random.fork_rng():  # its start follows from the seed alone
+        torch.manual_seed(seed)
+        recogniser = network.add_recogniser()
     with torch.enable_grad():
-        fit_recogniser(
-            recogniser, torch.cat([*vectors(known)]), torch.cat([*vectors(defects)]), masks.to(good.device), seed
-        )
-    recogniser.usual.copy_(torch.cat([network.finish([recogniser(v)])[1] for v in vectors(new)]).mean())
+        fit_recogniser(recogniser, vectors(known), vectors(defects), masks.to(good.device), seed)
+    recogniser.usual.copy_(network.finish([recogniser(vectors(new))])[1].mean())
 
 
 def _view_scores(network: CdoNetwork, density: Density, pictures: Tensor, batch_size: int = 16) -> Tensor:

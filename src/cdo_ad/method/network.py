@@ -94,7 +94,6 @@ class CdoNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(self.expert.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(self.expert.std).view(1, 3, 1, 1) * 255)
         self.density: Density | None = None
-        self.recogniser: Recogniser | None = None
         if density_context is not None:
             self.density = Density(feature_shapes(self.expert, image_size), image_size, density_context)
             # what the disagreement alone scores good pictures on average, and the share of each of `FUSED`
@@ -103,16 +102,16 @@ class CdoNetwork(nn.Module):
         self.train()
 
     def add_recogniser(self) -> Recogniser:
-        """Give the module the view of labelled defects, still to be fitted and with no share of the map.
+        """Give the density the view of labelled defects, still to be fitted and with no share of the map.
 
         Raises:
             ConfigError: no density, on whose vectors it works.
         """
         if self.density is None:
             raise ConfigError("labelled defects are recognised in what the density sees: set density=true")
-        self.recogniser = Recogniser(self.density.stacked_channels).to(self.shares.device)
+        recogniser = self.density.recogniser = Recogniser(self.density.stacked_channels).to(self.shares.device)
         self.shares = torch.cat([self.shares[: len(FUSED)], self.shares.new_zeros(1)])
-        return self.recogniser
+        return recogniser
 
     def train(self, mode: bool = True) -> CdoNetwork:
         """Set the apprentice's mode; the expert stays in eval mode."""
@@ -160,11 +159,9 @@ class CdoNetwork(nn.Module):
         disagreement, *shares = self.shares.unbind()
         views = {name: disagreement / self.usual * level for name, level in zip(HIERARCHIES, levels, strict=True)}
         grid = (int(levels[0].shape[-2]), int(levels[0].shape[-1]))
-        whitened = self.density.whitened(images, expert)
-        for name, share, distances in zip(VIEWS, shares, self.density.maps(whitened), strict=False):
-            views[name] = share * to_grid(distances, grid)
-        if self.recogniser is not None:
-            views[RECOGNISED] = shares[-1] * to_grid(self.recogniser(self.density.stacked(whitened)), grid)
+        names = VIEWS if self.density.recogniser is None else (*VIEWS, RECOGNISED)
+        for name, share, seen in zip(names, shares, self.density(images, expert), strict=True):
+            views[name] = share * to_grid(seen, grid)
         return views
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
