@@ -37,7 +37,7 @@ from cdo_ad.adaptation import refit
 from cdo_ad.bundle import read_bundle, write_json
 from cdo_ad.calibrate import Calibration
 from cdo_ad.cli_common import parse_size, say
-from cdo_ad.config import AFTER_TRAINING, Config
+from cdo_ad.config import Config, training_difference
 from cdo_ad.data import fingerprint, list_categories, read_dataset, split_by_part, split_good
 from cdo_ad.data.dataset import load_all
 from cdo_ad.data.products import PRODUCTS, make_dataset
@@ -252,28 +252,25 @@ def _compute(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
 def _own(cell: Cell, options: argparse.Namespace) -> tuple[Evaluation, dict[str, str]]:
     """Train a recipe, going on where it was interrupted, and evaluate it."""
     run, product = cell.folder / "run", cell.product
-    twin = next(_trained_alike(cell), None)
-    if not run.is_dir() and twin is not None:
-        refit(twin, run, cell.config, device=options.device)
-    elif not run.is_dir():
-        resume = (cell.folder / ".run.training" / "checkpoint.pt").is_file()
-        train(product.root, run, cell.config, category=product.category, device=options.device, resume=resume)
+    if not run.is_dir():
+        if twin := _trained_alike(cell):
+            refit(twin, run, cell.config, device=options.device)
+        else:
+            resume = (cell.folder / ".run.training" / "checkpoint.pt").is_file()
+            train(product.root, run, cell.config, category=product.category, device=options.device, resume=resume)
     evaluation = evaluate(load(run, backend="torch", device=options.device), product.samples, at_size=options.at_size)
     write_results(run, evaluation, product.samples, product.root, options.at_size)
     return evaluation, read_bundle(run).provenance["versions"]
 
 
-def _trained_alike(cell: Cell) -> Iterator[Path]:
-    """Runs of other cells whose apprentice is what this cell would train."""
-
-    def training(settings: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in settings.items() if key not in AFTER_TRAINING}
-
+def _trained_alike(cell: Cell) -> Path | None:
+    """A run of another cell whose apprentice is what this cell would train."""
     for mark in sorted(cell.folder.parent.glob("*/identity.json")):
         other, run = json.loads(mark.read_text(encoding="utf-8")), mark.with_name("run")
-        same = training(other["settings"]) == training(cell.identity["settings"])
-        if run.is_dir() and same and other["pictures"] == cell.product.fingerprint and other["method"] not in PEERS:
-            yield run
+        same = other["pictures"] == cell.product.fingerprint and other["method"] not in PEERS
+        if run.is_dir() and same and training_difference(other["settings"], cell.identity["settings"]) is None:
+            return run
+    return None
 
 
 def _peer(cell: Cell, options: argparse.Namespace) -> tuple[Evaluation, dict[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cdo_ad.bundle import Bundle, check_writable, read_bundle
-from cdo_ad.config import AFTER_TRAINING, Config
+from cdo_ad.config import Config, training_difference
 from cdo_ad.data.images import list_images
 from cdo_ad.data.split import fingerprint
 from cdo_ad.detector import Detector, calibration_scores, load
@@ -136,15 +136,14 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     bundle, out = read_bundle(run), Path(out)
     check_writable(out)
     before, now = bundle.config.to_json(), config.to_json()
-    for key in now:
-        if key not in AFTER_TRAINING and before[key] != now[key]:
-            raise ConfigError(f"{key} was {before[key]!r} and is {now[key]!r}: that needs a training of its own")
+    if key := training_difference(before, now):
+        raise ConfigError(f"{key} was {before[key]!r} and is {now[key]!r}: that needs a training of its own")
     fit, held_out = _own_pictures(bundle)
-    defects = _own_defects(bundle)
     data = bundle.provenance["data"]
     job = Job(
-        out, config, fit, held_out, defects, data["fingerprint"], start=bundle.model_file, trained=True, device=device
-    )
+        out, config, fit, held_out, _own_defects(bundle), data["fingerprint"], start=bundle.model_file, trained=True,
+        device=device,
+    )  # fmt: skip
     return run_job(job, {"data": data})
 
 

@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from cdo_ad.errors import ConfigError
 
-__all__ = ["AFTER_TRAINING", "ANOMALY_KINDS", "AnomalyKind", "BackgroundRule", "Config", "Optimizer", "Schedule"]
+__all__ = [
+    "ANOMALY_KINDS", "AnomalyKind", "BackgroundRule", "Config", "Optimizer", "Schedule", "training_difference",
+]  # fmt: skip
 
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["exponential", "step", "one-cycle", "constant"]
@@ -201,6 +203,11 @@ class Config:
             ConfigError: for an unknown name or a value out of range.
         """
         return cls().replace(**values)
+
+
+def training_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first setting, of two `Config.to_json`, that makes another apprentice; None where both train the same one."""
+    return next((key for key in now if key not in AFTER_TRAINING and before.get(key) != now[key]), None)
 
 
 def _hints() -> dict[str, Any]:
