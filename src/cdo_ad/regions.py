@@ -24,7 +24,8 @@ def find_regions(mask: MaskArray, anomaly_map: Float32Array, most: int = 100) ->
     labels = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=8, binary_image=True)
     statistics = cc3d.statistics(labels)
     found = []
-    for label in range(1, len(statistics["voxel_counts"])):
+    # cc3d leaves numbers out now and then: those have no pixel
+    for label in (int(n) for n in np.flatnonzero(statistics["voxel_counts"]) if n > 0):
         rows, columns = statistics["bounding_boxes"][label][:2]
         inside = labels[rows, columns] == label
         found.append((float(anomaly_map[rows, columns][inside].max()), label, rows, columns))
