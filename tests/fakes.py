@@ -5,8 +5,11 @@ Each function fills `root` and returns it. The same arguments give the same byte
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import zlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -118,3 +121,13 @@ def make_folder(root: Path, good: int = 8, defective: int = 3, masks: bool = Fal
     for defect in DEFECTS if defective else ():
         write_pictures(root / defect, defective, defect, ending, root / "masks" / defect if masks else None)
     return root
+
+
+def load_script(name: str) -> ModuleType:
+    """A script of the folder `benchmarks` as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

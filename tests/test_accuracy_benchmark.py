@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import shutil
 import statistics
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,8 @@ from cdo_ad.data.dataset import load_all
 from cdo_ad.detector import resize_map
 from cdo_ad.errors import ConfigError
 from cdo_ad.metrics import PixelMetrics, image_metrics
-from fakes import make_mvtec, make_mvtec3d
+from fakes import load_script, make_mvtec, make_mvtec3d
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 SIZE = 64
 TINY = ["backbone=resnet18", "weights=none", f"image_height={SIZE}", f"image_width={SIZE}", "epochs=1",
         "false_alarm_rate=0.1", "calibration_minimum=9"]  # fmt: skip
@@ -49,15 +46,6 @@ for i, found in enumerate(maps):
 scores = [float(found.mean()) for found in maps]
 (job / "done.json").write_text(json.dumps({{"scores": scores, "versions": {{"anomalib": "of the test"}}}}))
 '''
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 accuracy = load_script("accuracy")
