@@ -163,6 +163,16 @@ def test_too_few_pictures_for_the_rate(data: Path) -> None:
     finding = next(f for f in report.findings if f.kind == "too-few-good")
     assert finding.level == "error" and not report.ok
     assert "needs 99 good calibration pictures, 12 would be held out of 24" in finding.text
+    assert "train with  --few" in finding.text
+
+
+def test_a_training_with_few_pictures_holds_none_out(data: Path) -> None:
+    words = ["check", str(data), "--few", "--json", "--false-alarm-rate", "0.01"]
+    document = json.loads(CliRunner().invoke(app, words).output)
+    assert document["n"]["fit"] == 24 and document["n"]["calibration"] == 0
+    notes = [f for f in document["findings"] if f["kind"] == "few-good"]
+    assert len(notes) == 1 and "promises no false-alarm rate" in notes[0]["text"]
+    assert not any(f["kind"] == "too-few-good" for f in document["findings"])
 
 
 def test_a_plain_folder_and_a_missing_one(tmp_path: Path) -> None:

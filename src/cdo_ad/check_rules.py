@@ -106,8 +106,11 @@ class Rules:
             {sample.path: facts[sample.path].perceptual for sample in good} if config.keep_copies_together else None
         )
         try:
-            parted = split_good(good, config.calibration_share, config.calibration_minimum, config.seed, hashes)
-            fit, held_out, self.limit = parted.fit, parted.calibration, parted.limit
+            if config.few and any(sample.split == "train" for sample in good):  # holds none out
+                fit, held_out = [sample for sample in good if sample.split == "train"], []
+            else:
+                parted = split_good(good, config.calibration_share, config.calibration_minimum, config.seed, hashes)
+                fit, held_out, self.limit = parted.fit, parted.calibration, parted.limit
         except DataError as error:
             self.add("too-few-good", "error", str(error))
             fit, held_out = good, []
@@ -126,11 +129,14 @@ class Rules:
                 "error",
                 f"a false-alarm rate of {config.false_alarm_rate:g} needs {needed} good "
                 f"calibration pictures, {len(held_out)} would be held out of {len(good)}: add good pictures, or "
-                f"ask for a rate of {1 / (len(held_out) + 1):.3f} or more",
+                f"ask for a rate of {1 / (len(held_out) + 1):.3f} or more, or train with  --few  and without a promise",
             )
         elif good and len(fit) < 50:
+            promise = ", and the threshold promises no false-alarm rate" if config.few else ""
             self.add(
-                "few-good", "note", f"{len(fit)} good pictures would be trained on: 50 or more make a useful model"
+                "few-good",
+                "note",
+                f"{len(fit)} good pictures would be trained on{promise}: 50 or more make a useful model",
             )
 
     def _masks(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:

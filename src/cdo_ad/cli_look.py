@@ -35,6 +35,7 @@ def check(
         str | None, typer.Option(metavar="HxW", help="Input size of the training, default 256x256.")
     ] = None,
     false_alarm_rate: Rate = None,
+    few: Annotated[bool, typer.Option("--few", help="For a training with --few, which holds no picture out.")] = False,
     run: Annotated[
         Path | None, typer.Option(help="A run folder: its detector looks for mislabelled good pictures.")
     ] = None,
@@ -52,6 +53,8 @@ def check(
         config = config.replace(image_height=wanted[0], image_width=wanted[1])
     if false_alarm_rate is not None:
         config = config.replace(false_alarm_rate=false_alarm_rate)
+    if few:
+        config = config.replace(few=True)
     report = look(data, config, layout=layout, category=category, run=run, device=device)
     if as_json:
         show_json(report.to_json())
