@@ -140,10 +140,17 @@ def test_with_few_pictures_shares_are_equal() -> None:
         assert bool(network(photographs(2, 5))[0].isfinite().all())
 
 
-def test_progress_reaches_its_total() -> None:
+@pytest.mark.parametrize("shares", [None, [0.25] * 4])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_progress_reaches_its_total_at_the_end(labelled: bool, shares: list[float] | None) -> None:
     told = []
-    fit_views(make_network(), [photographs(16, s) for s in range(2)], 32, progress=lambda *a: told.append(a))
+    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
+    masks[:, 8:24, 8:24] = True
+    pictures = [photographs(16, s) for s in range(2)]
+    fit_views(make_network(), pictures, 32, shares, progress=lambda *a: told.append(a),
+              defects=(photographs(2, 7), masks) if labelled else None, recognised_share=0.1)  # fmt: skip
     assert told[-1][0] == told[-1][1] and [a[0] for a in told] == sorted(a[0] for a in told)
+    assert [a[0] for a in told].index(told[-1][1]) == len(told) - 1
 
 
 def test_without_a_density_it_is_the_papers_sum() -> None:

@@ -16,7 +16,7 @@ from cdo_ad.method.density import Density
 from cdo_ad.method.discrepancy import discrepancies
 from cdo_ad.method.fusion import FUSED, informed_shares, separation
 from cdo_ad.method.network import CdoNetwork
-from cdo_ad.method.recognition import fit_recogniser
+from cdo_ad.method.recognition import STEPS, fit_recogniser
 from cdo_ad.method.synthesis import image_seed
 
 __all__ = ["fit_views", "scores_without"]
@@ -52,7 +52,7 @@ def fit_views(
         count: how many pictures that is.
         shares: one a view of `FUSED`, used as they are; None learns them (`cdo_ad.method.fusion`).
         seed: of the synthetic anomalies.
-        progress: told the pictures seen so far and in all.
+        progress: told what is done and what is to be done in all: pictures looked at, and the recogniser's steps.
         defects: labelled defects that the apprentice has been trained on, (K, 3, H, W) uint8, and where they are,
             (K, H, W) bool: where shares are learned, each counts as much as a kind of synthetic anomalies.
         recognised_share: with defects, how much of the map is for the view that recognises them
@@ -69,7 +69,8 @@ def fit_views(
     recognised = defects if recognised_share > 0 else None
     judging = shares is None or recognised is not None
     fold_size = min(FOLD, count // 4) if judging and count >= 4 * SMALLEST_FOLD else 0
-    total, done = count + (fold_size * len(KINDS) if shares is None else 0), 0
+    looked = count + (fold_size * len(KINDS) if shares is None else 0)
+    total, done = looked + (STEPS if recognised is not None and fold_size else 0), 0
     fold, rest = density.moments(), density.moments()
     fold_pictures: list[Tensor] = []
     kept: list[tuple[Tensor, list[Tensor]]] = []
@@ -94,7 +95,7 @@ def fit_views(
             labelled = None if defects is None else defects[0]
             views = _learned_shares(network, density, unseen, labelled, seed, lambda k: progress(done + k, total))
         if recognised is not None:  # with fewer good pictures there is nothing to learn it against
-            _fit_recogniser(network, density, unseen, recognised, seed)
+            _fit_recogniser(network, density, unseen, recognised, seed, lambda step: progress(looked + step, total))
             views = torch.cat([(1 - recognised_share) * views, views.new_tensor([recognised_share])])
     network.shares.copy_(views)
     density.fit([a + b for a, b in zip(fold, rest, strict=True)])
@@ -166,7 +167,12 @@ def _learned_shares(
 
 
 def _fit_recogniser(
-    network: CdoNetwork, density: Density, good: Tensor, labelled: tuple[Tensor, Tensor], seed: int
+    network: CdoNetwork,
+    density: Density,
+    good: Tensor,
+    labelled: tuple[Tensor, Tensor],
+    seed: int,
+    progress: Callable[[int], None],
 ) -> None:
     """Train it with most of the good pictures; the others, new to it, tell what is usual."""
 
@@ -183,7 +189,7 @@ def _fit_recogniser(
         torch.manual_seed(seed)
         recogniser = network.add_recogniser()
     with torch.enable_grad():
-        fit_recogniser(recogniser, vectors(known), vectors(defects), masks.to(good.device), seed)
+        fit_recogniser(recogniser, vectors(known), vectors(defects), masks.to(good.device), seed, progress)
     recogniser.usual.copy_(network.finish([recogniser(vectors(new))])[1].mean())
 
 

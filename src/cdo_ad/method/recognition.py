@@ -12,11 +12,13 @@ short, and the classifier would learn that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["RECOGNISED", "Recogniser", "fit_recogniser"]
+__all__ = ["RECOGNISED", "STEPS", "Recogniser", "fit_recogniser"]
 
 RECOGNISED = "labelled defects"
 WIDTH = 64
@@ -58,7 +60,14 @@ class Recogniser(nn.Module):
         return found
 
 
-def fit_recogniser(recogniser: Recogniser, good: Tensor, defects: Tensor, masks: Tensor, seed: int = 0) -> None:
+def fit_recogniser(
+    recogniser: Recogniser,
+    good: Tensor,
+    defects: Tensor,
+    masks: Tensor,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
     """Train it; `usual` stays as it is.
 
     Args:
@@ -67,6 +76,7 @@ def fit_recogniser(recogniser: Recogniser, good: Tensor, defects: Tensor, masks:
         defects: (K, C, h, w) vectors of labelled pictures.
         masks: (K, H, W) bool, where their defects are.
         seed: of the order of pictures.
+        progress: told the steps done of `STEPS`.
     """
     generator = torch.Generator().manual_seed(seed)
     covered, near = _cells(masks, (int(defects.shape[-2]), int(defects.shape[-1])))
@@ -76,7 +86,7 @@ def fit_recogniser(recogniser: Recogniser, good: Tensor, defects: Tensor, masks:
         spread = good.std(dim=(0, 2, 3), keepdim=True)
         recogniser.scale.copy_(spread.clamp(min=1e-3 * float(spread.mean()) + 1e-12))
     optimizer = torch.optim.AdamW(recogniser.layers.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         g = torch.randperm(len(good), generator=generator)[:BATCH].to(good.device)
         d = torch.randperm(len(defects), generator=generator)[:BATCH].to(good.device)
         logits = recogniser.logits(torch.cat([good[g], defects[d]]))
@@ -87,6 +97,7 @@ def fit_recogniser(recogniser: Recogniser, good: Tensor, defects: Tensor, masks:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        progress(step + 1)
 
 
 def _cells(masks: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
