@@ -6,10 +6,11 @@ r"""What an operator's corrections change: labelled defects and pictures called 
 Each case makes a run with `cdo-ad adapt RUN --epochs N` (0: the networks stay) and judges both runs on the same test
 pictures, none of which the case has learned from:
 
-- `--labelled K`: K defects drawn from the test folders, as many of each type as possible. Hold-out is by picture *and*
-  by part: the other defects of which near copies (another exposure of the same part) were labelled do not judge.
+- `--labelled K`: K defects drawn from the test folders, as many of each type as possible. Held out by picture, all
+  other pictures judge; held out by part, those defects of which a near copy (another exposure of the same part) was
+  labelled do not judge either.
 - `--types-labelled`: `--of-each` defects of each of these types are labelled, and the figures are told by type, so that
-  the others show what labelling does to types that nobody has seen.
+  the others show what labelling does to types that nobody has seen. Held out by part.
 - `--marked N`: false alarms. Every test picture gets a printed number that no good part had before; N good ones (whole
   groups of near copies) are given back as good. All others judge, with the mark and without it.
 
@@ -211,7 +212,7 @@ def _line(row: dict[str, Any]) -> str:
     figures = "   ".join(
         f"{title} {row['figures'][key]:.3f}" for key, title in FIGURES.items() if key in row["figures"]
     )
-    return f"{row['case']:34} {row['state']:7} {row['n']['good']:4} good {row['n']['anomalous']:4} defects   {figures}"
+    return f"{row['case']:36} {row['state']:7} {row['n']['good']:4} good {row['n']['anomalous']:4} defects   {figures}"
 
 
 if __name__ == "__main__":
