@@ -111,9 +111,9 @@ def _cases(test: list[Sample], options: argparse.Namespace) -> Iterator[Case]:
         for draw in range(options.draws):
             labelled = _drawn(usable, k, random.Random(f"{options.seed} {draw}"))
             name = f"labelled-{k}-draw-{draw}"
-            yield Case(
-                name, _labelled_folder(options.out / name, labelled), "bad", {"": _others(test, labelled, parts)}
-            )
+            alone = {s.path: i for i, s in enumerate(test)}
+            judged = {"other pictures": _others(test, labelled, alone), "other parts": _others(test, labelled, parts)}
+            yield Case(name, _labelled_folder(options.out / name, labelled), "bad", judged)
     if options.types_labelled:
         types = {s.defect_type for s in defects}
         if unknown := set(options.types_labelled) - types:
