@@ -63,6 +63,7 @@ ABLATION = (
     *(f"view_shares={shares}" for shares in ("0,1,0,0", "0,0,1,0", "0,0,0,1", "equal")),
     *(f"view_shares={','.join('0' if k == gone else '0.3333333' for k in range(4))}" for gone in range(4)),
     "density_context=0",
+    "even_exposure=false",
     "score_top=0.01",
     *(f"{part}{alone}" for part in (*_PARTS, _KINDS) for alone in ("", " density=false")),
 )

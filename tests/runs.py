@@ -20,11 +20,11 @@ def make_run(folder: Path, *, size: tuple[int, int] = (64, 96), pictures: int = 
     """`folder`/run and its calibration pictures in `folder`/data."""
     config = Config(
         backbone="resnet18", weights="none", image_height=size[0], image_width=size[1], blur_sigma=1.5,
-        score_top=score_top, false_alarm_rate=0.1,
+        score_top=score_top, false_alarm_rate=0.1, even_exposure=True,
     )  # fmt: skip
     data = fakes.make_mvtec(folder / "data", train=pictures, good=1, defective=1)
     torch.manual_seed(0)
-    network = CdoNetwork(config.backbone, size, "none", config.blur_sigma, config.score_top).eval()
+    network = CdoNetwork.from_config(config).eval()
     names = [f"train/good/{i:03d}.png" for i in range(pictures)]
     calibration = Calibration.fit(*calibration_scores(TorchRuntime(network), [data / name for name in names]), 0.1)
     provenance = {

@@ -272,7 +272,7 @@ def test_the_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_a_density_stays_outside_and_agrees(bundle: Bundle) -> None:
     torch.manual_seed(0)
-    network = CdoNetwork("resnet18", (64, 96), density_context=2).eval()
+    network = CdoNetwork("resnet18", (64, 96), density_context=2, even_exposure=True).eval()
     model = openvino_model(network, describe(bundle, "fp32", bundle.calibration))
     pictures = np.stack([fakes.make_picture(seed, "spot", (64, 96))[0] for seed in range(2)])
     maps, scores = OpenVinoGraph(model).infer(pictures)

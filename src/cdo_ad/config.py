@@ -42,6 +42,10 @@ class Config:
     image_width: int = 256
     """Width of the networks' input, pixels."""
 
+    even_exposure: bool = False
+    """Scale each picture to one mean brightness before the networks see it, so that dark and bright pictures of a
+    product look alike to them; see `cdo_ad.method.exposure`. Shades are judged on the picture as it is."""
+
     mom: bool = True
     """Margin optimisation: perturb training pictures and learn to disagree there."""
     synthesis: str = "noise"

@@ -17,6 +17,7 @@ from cdo_ad.errors import ConfigError
 from cdo_ad.method.backbone import create_backbone
 from cdo_ad.method.density import VIEWS, Density, to_grid
 from cdo_ad.method.discrepancy import anomaly_map, discrepancies, image_score
+from cdo_ad.method.exposure import evenly_exposed
 from cdo_ad.method.fusion import FUSED
 from cdo_ad.method.recognition import RECOGNISED, Recogniser
 
@@ -58,6 +59,7 @@ class CdoNetwork(nn.Module):
             config.blur_sigma,
             config.score_top,
             config.density_context if config.density else None,
+            config.even_exposure,
         )
 
     def __init__(
@@ -68,6 +70,7 @@ class CdoNetwork(nn.Module):
         blur_sigma: float = 4.0,
         score_top: float = 0.0,
         density_context: int | None = None,
+        even_exposure: bool = False,
     ) -> None:
         """Build both networks; the apprentice starts from random weights (torch's global generator).
 
@@ -79,6 +82,7 @@ class CdoNetwork(nn.Module):
             score_top: see `cdo_ad.method.discrepancy.image_score`.
             density_context: components of the density's context, see `cdo_ad.method.density.Density`; None for no
                 density. Fit it with `cdo_ad.method.fitting.fit_views`.
+            even_exposure: scale each picture to one mean brightness, see `cdo_ad.method.exposure`.
 
         Raises:
             ConfigError: from the backbone.
@@ -87,6 +91,7 @@ class CdoNetwork(nn.Module):
         self.image_size = image_size
         self.blur_sigma = blur_sigma
         self.score_top = score_top
+        self.even_exposure = even_exposure
         self.apprentice = create_backbone(backbone, image_size)
         self.expert = create_backbone(backbone, image_size, weights)
         self.expert.requires_grad_(False)
@@ -132,7 +137,10 @@ class CdoNetwork(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 or float RGB in 0..255 to the float input of both networks."""
-        return (images.float() - self.mean) / self.std
+        values = images.float()
+        if self.even_exposure:
+            values = evenly_exposed(values, self.mean.mean())
+        return (values - self.mean) / self.std
 
     def discrepancies(self, images: Tensor) -> list[Tensor]:
         """One (B, H_1, W_1) float32 discrepancy map a hierarchy, in [0, 4]; `images` as in `features`."""
