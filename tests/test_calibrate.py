@@ -60,3 +60,13 @@ def test_json_and_back_and_another_rate() -> None:
 def test_scores_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(CalibrationError, match="not a finite number"):
         Calibration.fit([1.0, float("nan")], [1.0, 1.0], 0.5)
+
+
+def test_a_raised_threshold_takes_scores_that_are_level_with_it_along() -> None:
+    scores = [0.5, 0.6, 0.7, 1.0 - 1e-6, 1.0 + 1e-6, 1.3]
+    low = Calibration.fit(scores, [2 * s for s in scores], 0.5)
+    assert low.image_threshold == 1.0 - 1e-6 and low.pixel_threshold == 2 * (1.0 - 1e-6)
+    raised = low.at_least(1.0)
+    assert raised.image_threshold == 1.0 + 1e-6 and raised.pixel_threshold == low.pixel_threshold
+    assert not raised.decide(1.0 + 1e-6) and raised.decide(1.01)
+    assert low.at_least(1.1).image_threshold == 1.1 and raised.scores == low.scores

@@ -29,6 +29,7 @@ with needs_extra("train", "the benchmark, whose yardstick is torch"):
     from cdo_ad.method.discrepancy import anomaly_map, discrepancies, discrepancies_plain, image_score
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.method.resize import resize
+    from cdo_ad.method.unified import UnifiedNetwork
 
 __all__ = ["PlainRuntime", "measure", "stages"]
 
@@ -130,7 +131,9 @@ def _planes(picture: npt.NDArray[np.uint8]) -> torch.Tensor:
 
 
 def _density(network: CdoNetwork, images: torch.Tensor, expert: list[torch.Tensor]) -> Steps:
-    """The step `density_ms`, where the networks have one."""
+    """The step `density_ms`, where the networks have one; of several products' that of the picture's own."""
+    if isinstance(network, UnifiedNetwork):
+        network = network.members()[int(network.which(expert)[0])]
     density = network.density
     return {} if density is None else {"density_ms": lambda: density(images, expert)}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,19 @@ class Calibration:
     def at_rate(self, false_alarm_rate: float) -> Calibration:
         """The same pictures at another false-alarm rate; raises CalibrationError as `fit` does."""
         return Calibration.fit(self.scores, self.pixel_maxima, false_alarm_rate, self.promised)
+
+    def at_least(self, threshold: float) -> Calibration:
+        """The same with both thresholds raised to `threshold`, or to a calibration score that is level with it."""
+
+        def raised(own: float, scores: Sequence[float]) -> float:
+            level = [s for s in scores if abs(s - threshold) <= ENGINE_TOLERANCE * threshold]
+            return max(own, threshold, *level)
+
+        return replace(
+            self,
+            image_threshold=raised(self.image_threshold, self.scores),
+            pixel_threshold=raised(self.pixel_threshold, self.pixel_maxima),
+        )
 
     def p_value(self, score: float) -> float:
         """See `p_value`."""

@@ -156,14 +156,17 @@ def export_int8(run: Path | str, *, pictures: Path | None = None) -> tuple[Path,
     source = OpenVinoGraph(model)
     require(verify(TorchRuntime(network), source, bundle.calibration, held_out), "openvino")
     chosen, quality = search(model, ranges, trial, source)
-    calibration = Calibration.fit(
-        *calibration_scores(OpenVinoGraph(chosen), held_out), bundle.calibration.false_alarm_rate
-    )  # fmt: skip
-    metadata = describe(bundle, "int8", calibration)
-    metadata.provenance["int8"] = quality.to_json()
-    set_metadata(chosen, metadata)
     target = bundle.path / "export" / INT8_FILE
     with staged(target) as file:
+        # scores of the graph as it is read from the file: the one in memory may be compiled into another order of
+        # operations, and where int8 rounds, the last bit of a pixel moves a score by more than that
+        set_metadata(chosen, describe(bundle, "int8", bundle.calibration))
+        save_openvino(chosen, file)
+        scores = calibration_scores(load_runtime(file, device="cpu"), held_out)
+        calibration = Calibration.fit(*scores, bundle.calibration.false_alarm_rate)
+        metadata = describe(bundle, "int8", calibration)
+        metadata.provenance["int8"] = quality.to_json()
+        set_metadata(chosen, metadata)
         save_openvino(chosen, file)
         _check_saved(load_runtime(file, device="cpu"), calibration, held_out)
     return target, quality

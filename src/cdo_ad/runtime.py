@@ -93,12 +93,16 @@ def load_network(config: Config, model_file: Path) -> CdoNetwork:
         from safetensors import safe_open
         from safetensors.torch import load_model
 
-        from cdo_ad.method.network import CdoNetwork
-    network = CdoNetwork.from_config(config, weights="none")
+        from cdo_ad.method.unified import UnifiedNetwork, build
     try:
         with safe_open(str(model_file), "pt") as file:
-            if any(name.startswith("density.recogniser.") for name in file.keys()):  # noqa: SIM118  no mapping
-                network.add_recogniser()
+            names = list(file.keys())
+        network = build(config, _products(names), weights="none")
+        members = network.members() if isinstance(network, UnifiedNetwork) else [network]
+        prefixes = [f"products.{k}." for k in range(len(members))] if len(members) > 1 else [""]
+        for member, prefix in zip(members, prefixes, strict=True):
+            if any(name.startswith(f"{prefix}density.recogniser.") for name in names):
+                member.add_recogniser()
         load_model(network, str(model_file))
     except Exception as error:  # safetensors raises its own type for a truncated file, RuntimeError for other tensors
         raise BundleError(f"{model_file} does not hold the networks of its config.json: {error}") from error
@@ -114,14 +118,23 @@ def load_networks(config: Config, model_file: Path) -> CdoNetwork:
     with needs_extra("train", "running a bundle with torch"):
         from safetensors.torch import load_file
 
-        from cdo_ad.method.network import CdoNetwork
-    network = CdoNetwork.from_config(config, weights="none")
-    views = ("density.", "usual", "shares")
+        from cdo_ad.method.unified import UnifiedNetwork, build
     try:
-        state = {name: value for name, value in load_file(model_file).items() if not name.startswith(views)}
+        everything = load_file(model_file)
+        network = build(config, _products(everything), weights="none")
+        views: tuple[str, ...] = ("density.", "usual", "shares", "products.")
+        if not isinstance(network, UnifiedNetwork):
+            views += ("centres", "widths", "units")
+        state = {name: value for name, value in everything.items() if not name.startswith(views)}
         missing, unknown = network.load_state_dict(state, strict=False)
         if wrong := [*unknown, *(name for name in missing if not name.startswith(views))]:
             raise ValueError(f"{wrong[0]} is in one of both only")
     except Exception as error:  # as above
         raise BundleError(f"{model_file} does not hold the networks of its config.json: {error}") from error
     return network.eval()
+
+
+def _products(names: Iterable[str]) -> int:
+    """How many products a file's networks are for, by the names of its tensors."""
+    found = {name.split(".")[1] for name in names if name.startswith("products.")}
+    return max(1, len(found))

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,17 @@ with needs_extra("train", "training"):
     import torch
     from lightning_fabric import Fabric
     from safetensors.torch import save_model
-    from torch import Tensor
 
     from cdo_ad.data.dataset import ImageStore
-    from cdo_ad.data.defects import Defects, load_defects, read_defects
+    from cdo_ad.data.defects import load_defects, read_defects
     from cdo_ad.data.few import CopyStore, altered
-    from cdo_ad.method.fitting import fit_views, scores_without
+    from cdo_ad.method.fitting import scores_without
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.method.synthesis import image_seed
+    from cdo_ad.method.unified import UnifiedNetwork, build
     from cdo_ad.runtime import TorchRuntime, load_networks
     from cdo_ad.training_loop import fit
+    from cdo_ad.training_views import fit_all_views, set_units
     from cdo_ad.training_work import Work
 
 __all__ = ["MEMORY_BUDGET", "Job", "named_defects", "run_job", "train", "write_run"]
@@ -72,8 +73,9 @@ def train(
         config: all settings, from `cdo_ad.recipes`.
         layout: see `read_dataset`.
         category: see `read_dataset`.
-        unified: one model for all products of `data`. Each product holds out its own share of good pictures; the
-            threshold is one, from those of all.
+        unified: one model for all products of `data`: the same networks, each product's own density (with `few`, one
+            density for all). Each product holds out its own share of good pictures and has its own threshold, which
+            its scores are in units of, so that the run's threshold is 1 or little more.
         device: `auto`, `cpu`, `cuda` or `mps` (Fabric's accelerator names).
         devices: number of devices; each trains on its share of every batch.
         defects: folder with a few labelled defects to learn from as well, see `cdo_ad.data.defects.read_defects`.
@@ -98,12 +100,13 @@ def train(
     products = read_products(data, layout) if unified else [read_dataset(data, layout, category)]
     products = [[s for s in samples if s.split != "test"] for samples in products]
     samples = [s for product in products for s in product]
-    split = _together([_few(product) if config.few else _split(product, config) for product in products])
+    splits = [_few(product) if config.few else _split(product, config) for product in products]
+    split = _together(splits)
     labelled = read_defects(defects) if defects is not None else []
     job = Job(
         out, config, [s.path for s in split.fit], [s.path for s in split.calibration], labelled,
         fingerprint([*samples, *labelled], data), device=device, devices=devices, resume=resume, workers=workers,
-        memory_budget=memory_budget,
+        memory_budget=memory_budget, products=[] if config.few else [len(part.fit) for part in splits],
     )  # fmt: skip
     return run_job(job, {"data": _describe(data, samples, split, category, labelled, job.fingerprint)})
 
@@ -127,6 +130,9 @@ class Job:
     resume: bool = False
     workers: int = 2
     memory_budget: int = MEMORY_BUDGET
+    products: Sequence[int] = ()
+    """How many of the fit pictures, in their order, show each product; none, and they are told apart by the networks
+    of `start`, or are of one product."""
 
 
 def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
@@ -145,7 +151,7 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
     store = _load(job.fit, config, job.memory_budget, job.workers)
     defects = load_defects(job.defects, config.image_size) if job.defects else None
     torch.manual_seed(config.seed)
-    network = CdoNetwork.from_config(config) if job.start is None else load_networks(config, job.start)
+    network = build(config, max(1, len(job.products))) if job.start is None else load_networks(config, job.start)
     network = network.to(memory_format=torch.channels_last)
     if job.trained:
         network = network.to(fabric.device)
@@ -156,8 +162,14 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
         return bundles.read_bundle(out)
     network.eval()
     if config.density:
-        _fit_views(network, store, defects, config, fabric.device)
+        fit_all_views(network, store, job.products, defects, config, fabric.device)
+    if isinstance(network, UnifiedNetwork):
+        set_units(network, job.held_out, config, fabric.device)
     calibration = _calibrate(network, fabric.device, job, store)
+    if isinstance(
+        network, UnifiedNetwork
+    ):  # in these units 1 is each product's threshold: below it none keeps the rate
+        calibration = calibration.at_least(1.0)
     provenance |= {
         "seed": config.seed,
         "device": str(fabric.device),
@@ -274,27 +286,3 @@ def _load(fit: Sequence[Path], config: Config, memory_budget: int, workers: int)
             workers=workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-
-
-def _fit_views(
-    network: CdoNetwork, store: ImageStore | CopyStore, defects: Defects | None, config: Config, device: torch.device
-) -> None:
-    with progress_bar() as bar:
-        task = bar.add_task("fitting the density", total=len(store), note="")
-        fit_views(
-            network,
-            _unperturbed(store, config, device),
-            len(store),
-            config.shares(),
-            config.seed,
-            lambda done, total: bar.update(task, completed=done, total=total),
-            None if defects is None else (defects.images, defects.masks),
-            config.recognised_share,
-        )
-
-
-def _unperturbed(store: ImageStore | CopyStore, config: Config, device: torch.device) -> Iterator[Tensor]:
-    """Every picture once, in random order."""
-    order = torch.randperm(len(store), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    for start in range(0, len(order), config.batch_size):
-        yield torch.stack([store[i] for i in order[start : start + config.batch_size]]).to(device)

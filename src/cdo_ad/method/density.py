@@ -29,7 +29,7 @@ from cdo_ad.errors import ConfigError
 from cdo_ad.method.discrepancy import map_matrix
 from cdo_ad.method.recognition import Recogniser
 
-__all__ = ["VIEWS", "Density", "Gaussian", "Moments", "position_vectors", "shades", "to_grid"]
+__all__ = ["VIEWS", "Density", "Gaussian", "Moments", "position_vectors", "shades", "to_grid", "whole_picture"]
 
 VIEWS = ("density of level 2", "density of level 3", "density of shade")
 LEVELS = (1, 2)
@@ -343,7 +343,7 @@ class Density(nn.Module):
 
     def _inputs(self, pictures: Tensor, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """(P, B, C) vectors and (B, Q) context of each view."""
-        context = features[-1].float().mean(dim=(2, 3))
+        context = whole_picture(features)
         levels = [features[k] if c is None else features[k][:, c] for k, c in zip(LEVELS, self.chosen, strict=True)]
         cells = shades(pictures, self.shade_grid)
         return [(position_vectors(level), context) for level in levels] + [
@@ -352,6 +352,11 @@ class Density(nn.Module):
 
     def _gaussians(self) -> list[Gaussian]:
         return [g for g in self.gaussians if isinstance(g, Gaussian)]
+
+
+def whole_picture(features: Sequence[Tensor]) -> Tensor:
+    """(B, Q) float32 description of the whole picture: the mean of the last of the expert's (B, C_k, H_k, W_k) maps."""
+    return features[-1].float().mean(dim=(2, 3))
 
 
 def _choose(channels: int) -> list[int] | None:

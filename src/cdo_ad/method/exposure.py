@@ -13,6 +13,9 @@ __all__ = ["evenly_exposed"]
 
 DARKEST = 8.0
 """Mean brightness below which a picture counts as this bright: what is nearly black would be blown up to mere noise."""
+STEPS = 64
+"""To how many parts of a gray level the mean is rounded. Engines add up in another order, even one engine for another
+batch; the last bit of a factor would then move every pixel by as much, and int8 rounds some of them the other way."""
 BRIGHTEST = 400.0
 """Highest value that a pixel can get. White is 255; a highlight of a dark picture may lie above, within bounds that
 leave int8 enough steps for the rest."""
@@ -28,5 +31,6 @@ def evenly_exposed(pictures: Tensor, brightness: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) float in [0, `BRIGHTEST`].
     """
-    own = pictures.mean(dim=(1, 2, 3), keepdim=True).clamp(min=DARKEST)
+    own = (pictures.mean(dim=(1, 2, 3), keepdim=True) * STEPS).round() / STEPS
+    own = own.clamp(min=DARKEST)
     return (pictures * (brightness / own)).clamp(max=BRIGHTEST)

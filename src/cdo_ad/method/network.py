@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cdo_ad.errors import ConfigError
-from cdo_ad.method.backbone import create_backbone
+from cdo_ad.method.backbone import Backbone, create_backbone
 from cdo_ad.method.density import VIEWS, Density, to_grid
 from cdo_ad.method.discrepancy import anomaly_map, discrepancies, image_score
 from cdo_ad.method.exposure import evenly_exposed
@@ -36,23 +36,26 @@ class CdoNetwork(nn.Module):
     preprocessing travels with the model.
     """
 
+    apprentice: Backbone
+    expert: Backbone
     mean: Tensor
     std: Tensor
     usual: Tensor
     shares: Tensor
 
-    @classmethod
-    def from_config(cls, config: Config, weights: str | None = None) -> CdoNetwork:
+    @staticmethod
+    def from_config(config: Config, weights: str | None = None, share: CdoNetwork | None = None) -> CdoNetwork:
         """The networks that the settings describe.
 
         Args:
             config: the settings.
             weights: the expert's weights; None for the settings' own.
+            share: see `__init__`.
 
         Raises:
             ConfigError: from the backbone.
         """
-        return cls(
+        return CdoNetwork(
             config.backbone,
             config.image_size,
             config.weights if weights is None else weights,
@@ -60,6 +63,7 @@ class CdoNetwork(nn.Module):
             config.score_top,
             config.density_context if config.density else None,
             config.even_exposure,
+            share,
         )
 
     def __init__(
@@ -71,6 +75,7 @@ class CdoNetwork(nn.Module):
         score_top: float = 0.0,
         density_context: int | None = None,
         even_exposure: bool = False,
+        share: CdoNetwork | None = None,
     ) -> None:
         """Build both networks; the apprentice starts from random weights (torch's global generator).
 
@@ -83,6 +88,7 @@ class CdoNetwork(nn.Module):
             density_context: components of the density's context, see `cdo_ad.method.density.Density`; None for no
                 density. Fit it with `cdo_ad.method.fitting.fit_views`.
             even_exposure: scale each picture to one mean brightness, see `cdo_ad.method.exposure`.
+            share: take expert and apprentice of these networks instead of building them.
 
         Raises:
             ConfigError: from the backbone.
@@ -92,9 +98,13 @@ class CdoNetwork(nn.Module):
         self.blur_sigma = blur_sigma
         self.score_top = score_top
         self.even_exposure = even_exposure
-        self.apprentice = create_backbone(backbone, image_size)
-        self.expert = create_backbone(backbone, image_size, weights)
-        self.expert.requires_grad_(False)
+        if share is None:
+            self.apprentice = create_backbone(backbone, image_size)
+            self.expert = create_backbone(backbone, image_size, weights)
+            self.expert.requires_grad_(False)
+        else:  # not as submodules: whoever owns them saves and moves them, once
+            object.__setattr__(self, "apprentice", share.apprentice)
+            object.__setattr__(self, "expert", share.expert)
         # for pictures in 0..255
         self.register_buffer("mean", torch.tensor(self.expert.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(self.expert.std).view(1, 3, 1, 1) * 255)
