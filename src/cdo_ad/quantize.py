@@ -44,7 +44,6 @@ with needs_extra("train", "quantising a run"):
 
     from cdo_ad.data.dataset import load_all
     from cdo_ad.method.synthesis import image_seed, white_noise
-    from cdo_ad.method.unified import UnifiedNetwork
 
 __all__ = ["ALLOWED_FALL", "Figures", "Quality", "Trial", "export_int8", "synthetic_trial"]
 
@@ -164,9 +163,7 @@ def export_int8(run: Path | str, *, pictures: Path | None = None) -> tuple[Path,
         set_metadata(chosen, describe(bundle, "int8", bundle.calibration))
         save_openvino(chosen, file)
         scores = calibration_scores(load_runtime(file, device="cpu"), held_out)
-        calibration = Calibration.fit(*scores, bundle.calibration.false_alarm_rate)
-        if isinstance(network, UnifiedNetwork):  # as after its training
-            calibration = calibration.at_least(1.0)
+        calibration = Calibration.fit(*scores, bundle.calibration.false_alarm_rate).at_least(network.least_threshold)
         metadata = describe(bundle, "int8", calibration)
         metadata.provenance["int8"] = quality.to_json()
         set_metadata(chosen, metadata)

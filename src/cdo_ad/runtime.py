@@ -83,6 +83,10 @@ class TorchRuntime:
             return maps.cpu().numpy(), scores.cpu().numpy()
 
 
+RECOGNISER = "density.recogniser."
+"""In the name of each tensor of a view that recognises labelled defects."""
+
+
 def load_network(config: Config, model_file: Path) -> CdoNetwork:
     """Build the networks of a bundle and load their weights.
 
@@ -90,22 +94,20 @@ def load_network(config: Config, model_file: Path) -> CdoNetwork:
         BundleError: if the file does not hold the weights of these networks.
     """
     with needs_extra("train", "running a bundle with torch"):
-        from safetensors import safe_open
         from safetensors.torch import load_model
 
-        from cdo_ad.method.unified import UnifiedNetwork, build
+        from cdo_ad.method.network import CdoNetwork
+        from cdo_ad.method.unified import build
+    names = _tensor_names(model_file)
+    network = build(config, _products(names), weights="none")
     try:
-        with safe_open(str(model_file), "pt") as file:
-            names = list(file.keys())
-        network = build(config, _products(names), weights="none")
-        members = network.members() if isinstance(network, UnifiedNetwork) else [network]
-        prefixes = [f"products.{k}." for k in range(len(members))] if len(members) > 1 else [""]
-        for member, prefix in zip(members, prefixes, strict=True):
-            if any(name.startswith(f"{prefix}density.recogniser.") for name in names):
+        for place in {name.partition(RECOGNISER)[0] for name in names if RECOGNISER in name}:
+            member = network.get_submodule(place.rstrip("."))  # the networks themselves, or those of a product
+            if isinstance(member, CdoNetwork):
                 member.add_recogniser()
         load_model(network, str(model_file))
-    except Exception as error:  # safetensors raises its own type for a truncated file, RuntimeError for other tensors
-        raise BundleError(f"{model_file} does not hold the networks of its config.json: {error}") from error
+    except Exception as error:  # RuntimeError for other tensors
+        raise _damaged(model_file, error) from error
     return network.eval()
 
 
@@ -119,22 +121,34 @@ def load_networks(config: Config, model_file: Path) -> CdoNetwork:
         from safetensors.torch import load_file
 
         from cdo_ad.method.unified import UnifiedNetwork, build
+    network = build(config, _products(_tensor_names(model_file)), weights="none")
+    views: tuple[str, ...] = ("density.", "usual", "shares", "products.")
+    if not isinstance(network, UnifiedNetwork):
+        views += ("centres", "widths", "units")
     try:
-        everything = load_file(model_file)
-        network = build(config, _products(everything), weights="none")
-        views: tuple[str, ...] = ("density.", "usual", "shares", "products.")
-        if not isinstance(network, UnifiedNetwork):
-            views += ("centres", "widths", "units")
-        state = {name: value for name, value in everything.items() if not name.startswith(views)}
+        state = {name: value for name, value in load_file(model_file).items() if not name.startswith(views)}
         missing, unknown = network.load_state_dict(state, strict=False)
         if wrong := [*unknown, *(name for name in missing if not name.startswith(views))]:
             raise ValueError(f"{wrong[0]} is in one of both only")
     except Exception as error:  # as above
-        raise BundleError(f"{model_file} does not hold the networks of its config.json: {error}") from error
+        raise _damaged(model_file, error) from error
     return network.eval()
+
+
+def _tensor_names(model_file: Path) -> list[str]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(model_file), "pt") as file:
+            return list(file.keys())
+    except Exception as error:  # safetensors raises its own type for a truncated file
+        raise _damaged(model_file, error) from error
+
+
+def _damaged(model_file: Path, error: Exception) -> BundleError:
+    return BundleError(f"{model_file} does not hold the networks of its config.json: {error}")
 
 
 def _products(names: Iterable[str]) -> int:
     """How many products a file's networks are for, by the names of its tensors."""
-    found = {name.split(".")[1] for name in names if name.startswith("products.")}
-    return max(1, len(found))
+    return max(1, len({name.split(".")[1] for name in names if name.startswith("products.")}))

@@ -39,7 +39,7 @@ with needs_extra("train", "training"):
     from cdo_ad.method.unified import UnifiedNetwork, build
     from cdo_ad.runtime import TorchRuntime, load_networks
     from cdo_ad.training_loop import fit
-    from cdo_ad.training_views import fit_all_views, set_units
+    from cdo_ad.training_views import calibrate_products, fit_all_views
     from cdo_ad.training_work import Work
 
 __all__ = ["MEMORY_BUDGET", "Job", "named_defects", "run_job", "train", "write_run"]
@@ -163,13 +163,7 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
     network.eval()
     if config.density:
         fit_all_views(network, store, job.products, defects, config, fabric.device)
-    if isinstance(network, UnifiedNetwork):
-        set_units(network, job.held_out, config, fabric.device)
     calibration = _calibrate(network, fabric.device, job, store)
-    if isinstance(
-        network, UnifiedNetwork
-    ):  # in these units 1 is each product's threshold: below it none keeps the rate
-        calibration = calibration.at_least(1.0)
     provenance |= {
         "seed": config.seed,
         "device": str(fabric.device),
@@ -193,6 +187,8 @@ def _few(samples: Sequence[Sample]) -> GoodSplit:
 
 
 def _calibrate(network: CdoNetwork, device: torch.device, job: Job, store: ImageStore | CopyStore) -> Calibration:
+    if isinstance(network, UnifiedNetwork):
+        return calibrate_products(network, job.held_out, job.config, device)
     runtime, rate = TorchRuntime(network, device), job.config.false_alarm_rate
     if not isinstance(store, CopyStore):
         return Calibration.fit(*calibration_scores(runtime, job.held_out), rate)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdo_ad.calibrate import conformal_threshold, pictures_needed
+from cdo_ad.calibrate import Calibration, conformal_threshold, pictures_needed
 from cdo_ad.config import Config
 from cdo_ad.data.dataset import ImageStore, load_all
 from cdo_ad.data.defects import Defects
@@ -22,7 +22,7 @@ from cdo_ad.method.unified import UnifiedNetwork
 from cdo_ad.progress import progress_bar
 from cdo_ad.runtime import TorchRuntime
 
-__all__ = ["fit_all_views", "set_units"]
+__all__ = ["calibrate_products", "fit_all_views"]
 
 Part = tuple[CdoNetwork, list[int], tuple[Tensor, Tensor] | None]
 """One product's networks, its fit pictures' places in the store, and pictures and masks of its labelled defects."""
@@ -85,13 +85,8 @@ def _by_product(
 ) -> list[Part]:
     """What belongs to each product; tells `network` what they look like, where `products` says it."""
     network.eval()
-
-    def last_level(images: Tensor) -> list[Tensor]:
-        maps: list[Tensor] = network.expert(network.normalise(images.to(device)))
-        return maps[-1:]
-
     batches = torch.split(torch.arange(len(store)), batch_size)
-    seen = [last_level(torch.stack([store[int(i)] for i in batch])) for batch in batches]
+    seen = [_last_level(network, torch.stack([store[int(i)] for i in batch]), device) for batch in batches]
     if products:
         network.fit_products(torch.split(torch.cat([whole_picture(maps) for maps in seen]), list(products)))
         shown = torch.repeat_interleave(torch.arange(len(products)), torch.tensor(products))
@@ -101,14 +96,17 @@ def _by_product(
     if defects is None:
         return [(member, at, None) for member, at in zip(network.members(), places, strict=True)]
     images, masks = defects
-    of = torch.cat([network.which(last_level(batch)) for batch in torch.split(images, batch_size)]).cpu()
+    batches = torch.split(images, batch_size)
+    of = torch.cat([network.which(_last_level(network, batch, device)) for batch in batches]).cpu()
     labelled = [(images[of == k], masks[of == k]) if bool((of == k).any()) else None for k in range(len(places))]
     return list(zip(network.members(), places, labelled, strict=True))
 
 
 @torch.no_grad()
-def set_units(network: UnifiedNetwork, paths: Sequence[Path], config: Config, device: torch.device) -> None:
-    """Give each product's scores the unit of its own threshold.
+def calibrate_products(
+    network: UnifiedNetwork, paths: Sequence[Path], config: Config, device: torch.device
+) -> Calibration:
+    """Give each product's scores the unit of its own threshold, and calibrate in these units.
 
     Each product then keeps the promised rate of false alarms by itself, up to rounding. A product with too few held-out
     pictures for the rate takes the threshold of all.
@@ -123,14 +121,22 @@ def set_units(network: UnifiedNetwork, paths: Sequence[Path], config: Config, de
         CalibrationError: too few pictures in all.
         ImageError: a picture that cannot be read.
     """
+    rate = config.false_alarm_rate
     network.units.fill_(1)
-    scores = np.array(calibration_scores(TorchRuntime(network, device), paths)[0])
+    scores, maxima = map(np.array, calibration_scores(TorchRuntime(network, device), paths))
     batches = torch.split(load_all(paths, config.image_size), config.batch_size)
-    shown = torch.cat([network.which(network.expert(network.normalise(b.to(device)))) for b in batches]).cpu().numpy()
+    shown = torch.cat([network.which(_last_level(network, batch, device)) for batch in batches]).cpu().numpy()
     for k in range(len(network.products)):
         own = scores[shown == k]
-        enough = len(own) >= pictures_needed(config.false_alarm_rate)
-        network.units[k] = conformal_threshold(own if enough else scores, config.false_alarm_rate)
+        network.units[k] = conformal_threshold(own if len(own) >= pictures_needed(rate) else scores, rate)
+    units = network.units.cpu().numpy()[shown]
+    return Calibration.fit(scores / units, maxima / units, rate).at_least(network.least_threshold)
+
+
+def _last_level(network: UnifiedNetwork, images: Tensor, device: torch.device) -> list[Tensor]:
+    """What tells the products apart: the last of the expert's maps, as a list of one."""
+    maps: list[Tensor] = network.expert(network.normalise(images.to(device)))
+    return maps[-1:]
 
 
 def _unperturbed(

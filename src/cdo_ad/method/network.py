@@ -43,6 +43,9 @@ class CdoNetwork(nn.Module):
     usual: Tensor
     shares: Tensor
 
+    least_threshold = 0.0
+    """Below it no image threshold keeps its rate, see `cdo_ad.method.unified`."""
+
     @staticmethod
     def from_config(config: Config, weights: str | None = None, share: CdoNetwork | None = None) -> CdoNetwork:
         """The networks that the settings describe.

@@ -42,7 +42,7 @@ def build(config: Config, products: int = 1, weights: str | None = None) -> CdoN
     """
     if products == 1 or not config.density:
         return CdoNetwork.from_config(config, weights)
-    return UnifiedNetwork(CdoNetwork.from_config(config.replace(density=False), weights), config, products)
+    return UnifiedNetwork(config, products, weights)
 
 
 class UnifiedNetwork(CdoNetwork):
@@ -56,30 +56,32 @@ class UnifiedNetwork(CdoNetwork):
     widths: Tensor
     units: Tensor
 
-    def __init__(self, networks: CdoNetwork, config: Config, products: int) -> None:
-        """Take expert and apprentice of `networks`; all views are still to be fitted.
+    least_threshold = 1.0
+
+    def __init__(self, config: Config, products: int, weights: str | None = None) -> None:
+        """Build both networks; all views are still to be fitted.
 
         Args:
-            networks: without a density.
-            config: the settings, with one.
+            config: the settings, with a density.
             products: how many, at least two.
+            weights: see `CdoNetwork.from_config`.
+
+        Raises:
+            ConfigError: from the backbone.
         """
-        nn.Module.__init__(self)
-        self.image_size = networks.image_size
-        self.blur_sigma = networks.blur_sigma
-        self.score_top = networks.score_top
-        self.even_exposure = networks.even_exposure
-        self.density = None
-        self.register_buffer("mean", networks.mean)
-        self.register_buffer("std", networks.std)
-        self.apprentice = networks.apprentice
-        self.expert = networks.expert
+        super().__init__(
+            config.backbone,
+            config.image_size,
+            config.weights if weights is None else weights,
+            config.blur_sigma,
+            config.score_top,
+            even_exposure=config.even_exposure,
+        )
         self.products = nn.ModuleList(CdoNetwork.from_config(config, share=self) for _ in range(products))
         channels = feature_shapes(self.expert, self.image_size)[-1][0]
         self.register_buffer("centres", torch.zeros(products, channels))
         self.register_buffer("widths", torch.ones(channels))
         self.register_buffer("units", torch.ones(products))  # what each product's maps are divided by
-        self.train()
 
     def members(self) -> list[CdoNetwork]:
         """`products`, typed."""
