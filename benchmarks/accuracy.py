@@ -33,23 +33,23 @@ import numpy as np
 from safetensors.torch import save_file
 
 from cdo_ad import recipes
-from cdo_ad.adaptation import refit
+from cdo_ad.training.adapt import refit
 from cdo_ad.bundle import read_bundle, write_json
-from cdo_ad.calibrate import Calibration
-from cdo_ad.cli_common import parse_size, say
+from cdo_ad.calibration import Calibration
+from cdo_ad.cli.options import parse_size, say
 from cdo_ad.config import Config, training_difference
 from cdo_ad.data import fingerprint, list_categories, read_dataset, split_by_part, split_good
-from cdo_ad.data.dataset import load_all
-from cdo_ad.data.products import PRODUCTS, make_dataset
-from cdo_ad.detector import Detector, load
+from cdo_ad.data.store import load_all
+from cdo_ad.demo.products import PRODUCTS, make_dataset
+from cdo_ad.inference.detector import Detector, load
 from cdo_ad.errors import CdoError, ConfigError, DataError, MissingExtraError
-from cdo_ad.evaluation import Evaluation, evaluate
+from cdo_ad.evaluation.evaluate import Evaluation, evaluate
 from cdo_ad.method.backbone import create_backbone
 from cdo_ad.provenance import revision
-from cdo_ad.report.table_files import to_text, write_table
-from cdo_ad.report.tables import Measured, Row, Table, figures_of, tabulate
-from cdo_ad.results import write_results
-from cdo_ad.training import train
+from cdo_ad.reporting.table_files import to_text, write_table
+from cdo_ad.reporting.tables import Measured, Row, Table, figures_of, tabulate
+from cdo_ad.evaluation.results import write_results
+from cdo_ad.training.job import train
 from cdo_ad.types import Sample
 
 PEERS = {"padim": "PaDiM", "patchcore": "PatchCore", "stfpm": "STFPM"}
@@ -116,7 +116,7 @@ class Replay:
         self.maps, self.path = maps, ""
 
     def infer(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `cdo_ad.runtime.Runtime.infer`; of one picture."""
+        """See `cdo_ad.inference.engines.torch.Runtime.infer`; of one picture."""
         file, score = self.maps[self.path]
         return np.load(file)[None], np.array([score], np.float32)
 

@@ -1,4 +1,4 @@
-"""Time `cdo_ad.check` on many pictures: 10,000 in under two minutes on two cores is the aim.
+"""Time `cdo_ad.audit.check` on many pictures: 10,000 in under two minutes on two cores is the aim.
 
     python benchmarks/check_scale.py [--count 10000] [--side 512] [--folder FOLDER]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cdo_ad.check import check
+from cdo_ad.audit.check import check
 
 
 def draw(folder: Path, count: int, side: int) -> None:

@@ -31,15 +31,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cdo_ad.adaptation import adapt
+from cdo_ad.training.adapt import adapt
 from cdo_ad.bundle import write_json
-from cdo_ad.cli_common import say
+from cdo_ad.cli.options import say
 from cdo_ad.data import read_dataset, read_image, read_mask
-from cdo_ad.data.duplicates import hash_pictures, near_groups, near_limit
-from cdo_ad.detector import load
+from cdo_ad.data.near_copies import hash_pictures, near_groups, near_limit
+from cdo_ad.inference.detector import load
 from cdo_ad.errors import CdoError, ConfigError
-from cdo_ad.evaluation import evaluate
-from cdo_ad.report.tables import FIGURES, figures_of
+from cdo_ad.evaluation.evaluate import evaluate
+from cdo_ad.reporting.tables import FIGURES, figures_of
 from cdo_ad.types import Sample
 
 MARK_CONTRAST = 0.4

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from cdo_ad import recipes
-from cdo_ad.benchmark_stages import measure
+from cdo_ad.deploy.stages import measure
 from cdo_ad.bundle import Bundle, read_bundle
-from cdo_ad.export import describe
-from cdo_ad.export_graph import openvino_model, write_onnx
-from cdo_ad.exported import OpenVinoGraph, load_runtime
-from cdo_ad.runtime import TorchRuntime, load_network
+from cdo_ad.deploy.export import describe
+from cdo_ad.deploy.graph import openvino_model, write_onnx
+from cdo_ad.inference.artifact import OpenVinoGraph, load_runtime
+from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 from peers import random_run
 
 RECIPES = ("paper_lite0", "lite0")

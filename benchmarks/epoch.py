@@ -25,7 +25,7 @@ from torch import Tensor
 from cdo_ad.method.discrepancy import discrepancies, discrepancies_plain
 from cdo_ad.method.loss import collaborative_loss
 from cdo_ad.method.network import CdoNetwork
-from cdo_ad.method.synthesis import image_seed, white_noise
+from cdo_ad.method.white_noise import image_seed, white_noise
 
 BACKBONE = "tf_efficientnet_lite0"
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import cc3d
 import numpy as np
 
-from cdo_ad.metrics import PixelMetrics
+from cdo_ad.evaluation.metrics import PixelMetrics
 
 
 def pictures(count: int, size: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:

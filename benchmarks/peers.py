@@ -141,10 +141,10 @@ def random_run(folder: Path, config: Config) -> Path:
     """A run with random weights; a density is fitted on noise."""
     import torch
 
-    from cdo_ad.calibrate import Calibration
-    from cdo_ad.method.fitting import fit_views
+    from cdo_ad.calibration import Calibration
+    from cdo_ad.method.fit import fit_views
     from cdo_ad.method.network import CdoNetwork
-    from cdo_ad.training import write_run
+    from cdo_ad.training.job import write_run
 
     torch.manual_seed(0)
     config = config.replace(weights="none")
@@ -161,15 +161,15 @@ def random_run(folder: Path, config: Config) -> Path:
 
 def ours(run: Path, folder: Path) -> tuple[dict[str, Callable[[np.ndarray], float]], dict[str, str]]:
     """Each of our forms as a call that returns its seconds, and why some are missing."""
-    from cdo_ad.benchmark import Streamed
-    from cdo_ad.benchmark_stages import PlainRuntime
+    from cdo_ad.deploy.benchmark import Streamed
+    from cdo_ad.deploy.stages import PlainRuntime
     from cdo_ad.bundle import read_bundle
     from cdo_ad.errors import CdoError
-    from cdo_ad.export import describe
-    from cdo_ad.export_graph import openvino_model, save_openvino, write_onnx
-    from cdo_ad.exported import load_runtime
-    from cdo_ad.quantize import quantise
-    from cdo_ad.runtime import TorchRuntime, load_network
+    from cdo_ad.deploy.export import describe
+    from cdo_ad.deploy.graph import openvino_model, save_openvino, write_onnx
+    from cdo_ad.inference.artifact import load_runtime
+    from cdo_ad.deploy.int8 import quantise
+    from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 
     bundle = read_bundle(run)
     metadata = describe(bundle, "fp32", bundle.calibration)

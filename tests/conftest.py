@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdo_ad.config import Config
-from cdo_ad.training import train
+from cdo_ad.training.job import train
 from fakes import make_mvtec
 
 TINY = Config(

@@ -8,12 +8,12 @@ import torch
 
 import fakes
 from cdo_ad.bundle import Bundle, read_bundle
-from cdo_ad.calibrate import Calibration
+from cdo_ad.calibration import Calibration
 from cdo_ad.config import Config
-from cdo_ad.detector import calibration_scores
+from cdo_ad.inference.detector import calibration_scores
 from cdo_ad.method.network import CdoNetwork
-from cdo_ad.runtime import TorchRuntime
-from cdo_ad.training import write_run
+from cdo_ad.inference.engines.torch import TorchRuntime
+from cdo_ad.training.job import write_run
 
 
 def make_run(folder: Path, *, size: tuple[int, int] = (64, 96), pictures: int = 10, score_top: float = 0.0) -> Bundle:

@@ -16,10 +16,10 @@ import pytest
 from cdo_ad import recipes
 from cdo_ad.bundle import read_bundle
 from cdo_ad.data import read_dataset, read_mask
-from cdo_ad.data.dataset import load_all
-from cdo_ad.detector import resize_map
+from cdo_ad.data.store import load_all
+from cdo_ad.inference.detector import resize_map
 from cdo_ad.errors import ConfigError
-from cdo_ad.metrics import PixelMetrics, image_metrics
+from cdo_ad.evaluation.metrics import PixelMetrics, image_metrics
 from fakes import load_script, make_mvtec, make_mvtec3d
 
 SIZE = 64

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from cdo_ad import adapt as public_adapt
-from cdo_ad.adaptation import adapt, refit
+from cdo_ad.training.adapt import adapt, refit
 from cdo_ad.bundle import read_bundle
-from cdo_ad.cli import app
+from cdo_ad.cli.main import app
 from cdo_ad.errors import BundleError, ConfigError, DataError
-from cdo_ad.training import train
+from cdo_ad.training.job import train
 from conftest import TINY
 from fakes import make_mvtec
 

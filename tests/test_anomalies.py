@@ -9,7 +9,7 @@ from torch import Tensor
 from cdo_ad.config import Config
 from cdo_ad.errors import ConfigError
 from cdo_ad.method.anomalies import KINDS, mixed, perturb
-from cdo_ad.method.synthesis import white_noise
+from cdo_ad.method.white_noise import white_noise
 
 DRAWN = [kind for kind in KINDS if kind != "noise"]
 

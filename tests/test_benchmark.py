@@ -15,12 +15,12 @@ import pytest
 
 import fakes
 import runs
-from cdo_ad import benchmark as benchmarking
-from cdo_ad.benchmark import benchmark, best_batch
-from cdo_ad.benchmark_stages import PlainRuntime, measure
+from cdo_ad.deploy import benchmark as benchmarking
+from cdo_ad.deploy.benchmark import benchmark, best_batch
+from cdo_ad.deploy.stages import PlainRuntime, measure
 from cdo_ad.bundle import Bundle
-from cdo_ad.export import export
-from cdo_ad.runtime import TorchRuntime, load_network
+from cdo_ad.deploy.export import export
+from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +119,6 @@ def test_the_command_prints_json(bundle: Bundle) -> None:
     words = ["benchmark", str(bundle.path), "--json", "--rounds", "1", "--batch", "2", "--picture-size", "70x60"]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as conftest does for this process
     done = subprocess.run(
-        [sys.executable, "-m", "cdo_ad.cli", *words], capture_output=True, text=True, check=True, env=one_thread
+        [sys.executable, "-m", "cdo_ad.cli.main", *words], capture_output=True, text=True, check=True, env=one_thread
     )
     assert set(json.loads(done.stdout)) == {"rows", "stages", "machine"}

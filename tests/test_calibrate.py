@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cdo_ad.calibrate import Calibration, conformal_threshold, p_value, pictures_needed
+from cdo_ad.calibration import Calibration, conformal_threshold, p_value, pictures_needed
 from cdo_ad.errors import BundleError, CalibrationError
 
 

@@ -16,9 +16,9 @@ from fakes import make_folder, make_mvtec, make_mvtec3d, make_picture, make_visa
 pytest.importorskip("imagehash", reason="the extra `check` is not installed")
 
 from cdo_ad import recipes
-from cdo_ad.check import check
-from cdo_ad.cli import app
-from cdo_ad.data.duplicates import equal_groups, near_limit, near_pairs
+from cdo_ad.audit.check import check
+from cdo_ad.cli.main import app
+from cdo_ad.data.near_copies import equal_groups, near_limit, near_pairs
 from cdo_ad.errors import DataError
 
 MAGNETIC_TILE = Path(__file__).parents[1].parent / "shared" / "data" / "magnetic_tile"
@@ -256,7 +256,7 @@ class Brightness:
 
 def test_a_run_finds_mislabelled_good_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="the extra `train` is not installed")
-    from cdo_ad import detector
+    from cdo_ad.inference import detector
     from runs import make_run
 
     bundle = make_run(tmp_path, size=(32, 64))

@@ -24,7 +24,7 @@ TINY_WORDS = [
 
 def run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "cdo_ad.cli", *map(str, words)],
+        [sys.executable, "-m", "cdo_ad.cli.main", *map(str, words)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -114,7 +114,7 @@ def test_errors_are_one_line_and_have_their_exit_code(tiny_run, tiny_data, tmp_p
 
 def test_the_traceback_comes_with_debug() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cdo_ad.cli", "--debug", "evaluate", "nowhere", "."], capture_output=True, text=True
+        [sys.executable, "-m", "cdo_ad.cli.main", "--debug", "evaluate", "nowhere", "."], capture_output=True, text=True
     )
     assert done.returncode == 1 and "Traceback" in done.stderr
 
@@ -149,7 +149,7 @@ def test_the_public_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import cdo_ad", "import cdo_ad.cli", "import cdo_ad.detector, cdo_ad.evaluation"]
+    "statement", ["import cdo_ad", "import cdo_ad.cli.main", "import cdo_ad.inference.detector, cdo_ad.evaluation.evaluate"]
 )
 def test_imports_load_no_heavy_package(statement) -> None:
     heavy = {
@@ -184,11 +184,11 @@ def test_imports_point_one_way() -> None:
         assert not any(name.startswith("cdo_ad.data") for name in imports(file)), file
     for file in SOURCE.rglob("*.py"):
         if file.name not in ("cli.py", "__init__.py"):
-            assert not any(name == "cdo_ad.cli" or name.startswith("cdo_ad.cli.") for name in imports(file)), file
+            assert not any(name == "cdo_ad.cli.main" or name.startswith("cdo_ad.cli.main.") for name in imports(file)), file
     low = {"config.py", "errors.py", "types.py", "calibrate.py", "metrics.py", "tally.py", "regions.py", "draw.py"}
     for name in low:
         above = {
-            n for n in imports(SOURCE / name) if n.startswith(("cdo_ad.training", "cdo_ad.detector", "cdo_ad.data"))
+            n for n in imports(SOURCE / name) if n.startswith(("cdo_ad.training.job", "cdo_ad.inference.detector", "cdo_ad.data"))
         }
         assert not above, (name, above)
 

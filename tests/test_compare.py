@@ -17,14 +17,14 @@ pytest.importorskip("torch", reason="the extra `train` is not installed")
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 pytest.importorskip("plotly", reason="the extra `report` is not installed")
 
-from cdo_ad.cli import app
+from cdo_ad.cli.main import app
 from cdo_ad.errors import BundleError, ConfigError
-from cdo_ad.metrics import PixelMetrics, image_metrics
-from cdo_ad.pixel_counts import PixelCounts
-from cdo_ad.report.bootstrap import draw, figures_of, interval
-from cdo_ad.report.compare import compare
-from cdo_ad.report.settings import run_names
-from cdo_ad.results import Results, read_results
+from cdo_ad.evaluation.metrics import PixelMetrics, image_metrics
+from cdo_ad.evaluation.pixel_histogram import PixelCounts
+from cdo_ad.reporting.bootstrap import draw, figures_of, interval
+from cdo_ad.reporting.compare import compare
+from cdo_ad.reporting.settings import run_names
+from cdo_ad.evaluation.results import Results, read_results
 
 
 def command(*words: object, code: int = 0) -> str:

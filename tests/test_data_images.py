@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from cdo_ad.data import images
-from cdo_ad.data.images import (
+from cdo_ad.data.decode import (
     as_rgb,
     decode_image,
     decode_reduced,

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cdo_ad.data import fingerprint, hold_out, read_dataset, split_by_part, split_good
-from cdo_ad.data.duplicates import hash_pictures, near_groups
+from cdo_ad.data.near_copies import hash_pictures, near_groups
 from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.types import Sample
 from fakes import make_mvtec, make_mvtec3d, make_picture, write

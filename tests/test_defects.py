@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from cdo_ad import bundle as bundles
-from cdo_ad import training_loop
+from cdo_ad.training import loop as training_loop
 from cdo_ad.data import read_dataset
 from cdo_ad.data.defects import load_defects, read_defects
-from cdo_ad.detector import load
+from cdo_ad.inference.detector import load
 from cdo_ad.errors import DataError
-from cdo_ad.evaluation import evaluate
-from cdo_ad.runtime import load_network
-from cdo_ad.training import train
+from cdo_ad.evaluation.evaluate import evaluate
+from cdo_ad.inference.engines.torch import load_network
+from cdo_ad.training.job import train
 from conftest import TINY
 from fakes import make_mvtec
 

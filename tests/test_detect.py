@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from cdo_ad.calibrate import Calibration
+from cdo_ad.calibration import Calibration
 from cdo_ad.data import read_dataset, read_image
-from cdo_ad.detector import Detector, load, read_ahead, resize_map
-from cdo_ad.draw import heat, map16, overlay, side_by_side
+from cdo_ad.inference.detector import Detector, load, read_ahead, resize_map
+from cdo_ad.inference.overlay import heat, map16, overlay, side_by_side
 from cdo_ad.errors import ConfigError, DataError, ImageError
-from cdo_ad.evaluation import evaluate
-from cdo_ad.predict import Failure, expand, predict_files
-from cdo_ad.regions import find_regions
+from cdo_ad.evaluation.evaluate import evaluate
+from cdo_ad.inference.predict import Failure, expand, predict_files
+from cdo_ad.inference.regions import find_regions
 from cdo_ad.types import Prediction, Sample
 from fakes import make_mvtec, write
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdo_ad.calibrate import Calibration
-from cdo_ad.drift import DriftTest, drift
+from cdo_ad.calibration import Calibration
+from cdo_ad.inference.drift import DriftTest, drift
 from cdo_ad.errors import ConfigError
 from fakes import make_folder
 
@@ -80,7 +80,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the extra `train` is not installed")
     from typer.testing import CliRunner
 
-    from cdo_ad.cli import app
+    from cdo_ad.cli.main import app
     from runs import make_run
 
     run = make_run(tmp_path, size=(32, 64)).path

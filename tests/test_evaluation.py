@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from cdo_ad.data import read_dataset
-from cdo_ad.data.images import read_image, read_mask
-from cdo_ad.detector import load
-from cdo_ad.documents import finite, relative_name
-from cdo_ad.evaluation import Evaluation, Scored, evaluate
-from cdo_ad.metrics import PixelMetrics
-from cdo_ad.results import pictures_csv
+from cdo_ad.data.decode import read_image, read_mask
+from cdo_ad.inference.detector import load
+from cdo_ad.files import finite, relative_name
+from cdo_ad.evaluation.evaluate import Evaluation, Scored, evaluate
+from cdo_ad.evaluation.metrics import PixelMetrics
+from cdo_ad.evaluation.results import pictures_csv
 from cdo_ad.types import GOOD, Sample
 
 

@@ -17,17 +17,17 @@ from PIL import Image
 import cdo_ad
 import fakes
 import runs
-from cdo_ad import export as exporting
+from cdo_ad.deploy import export as exporting
 from cdo_ad.bundle import Bundle
-from cdo_ad.calibrate import Calibration
-from cdo_ad.data.images import write_png16
+from cdo_ad.calibration import Calibration
+from cdo_ad.data.decode import write_png16
 from cdo_ad.errors import BundleError, ConfigError, ExportError, ImageError
-from cdo_ad.export import export, verify
-from cdo_ad.export_graph import with_fixed_padding
-from cdo_ad.exported import OpenVinoRuntime
+from cdo_ad.deploy.export import export, verify
+from cdo_ad.deploy.graph import with_fixed_padding
+from cdo_ad.inference.artifact import OpenVinoRuntime
 from cdo_ad.method.network import CdoNetwork
-from cdo_ad.predict import Failure, predict_files
-from cdo_ad.runtime import TorchRuntime, load_network
+from cdo_ad.inference.predict import Failure, predict_files
+from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 from cdo_ad.types import Prediction
 
 pytest.importorskip("openvino", reason="needs the extra runtime")
@@ -149,7 +149,7 @@ def test_padding_of_known_size_is_the_same_convolution() -> None:
 
 
 def test_nothing_is_sent_home() -> None:
-    code = "import sys, cdo_ad.exported as e; e.import_openvino(); print(sys.modules['openvino_telemetry'])"
+    code = "import sys, cdo_ad.inference.artifact as e; e.import_openvino(); print(sys.modules['openvino_telemetry'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdo_ad import recipes
-from cdo_ad.method.exposure import BRIGHTEST, DARKEST, evenly_exposed
+from cdo_ad.method.brightness import BRIGHTEST, DARKEST, evenly_exposed
 from cdo_ad.method.network import CdoNetwork
 
 SIZE = (64, 48)

@@ -11,13 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 from cdo_ad import load
-from cdo_ad.calibrate import Calibration
-from cdo_ad.cli import app
+from cdo_ad.calibration import Calibration
+from cdo_ad.cli.main import app
 from cdo_ad.data import read_image
 from cdo_ad.data.few import CopyStore, altered
 from cdo_ad.errors import CalibrationError
-from cdo_ad.plain import sentence
-from cdo_ad.training import train
+from cdo_ad.sentence import sentence
+from cdo_ad.training.job import train
 from conftest import TINY
 from fakes import make_mvtec
 

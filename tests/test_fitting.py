@@ -11,7 +11,7 @@ from cdo_ad.errors import ConfigError
 from cdo_ad.method import fitting
 from cdo_ad.method.density import VIEWS
 from cdo_ad.method.discrepancy import anomaly_map
-from cdo_ad.method.fitting import fit_views, scores_without
+from cdo_ad.method.fit import fit_views, scores_without
 from cdo_ad.method.fusion import FUSED, informed_shares, separation
 from cdo_ad.method.network import HIERARCHIES, CdoNetwork
 

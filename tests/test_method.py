@@ -15,7 +15,7 @@ from cdo_ad.method.discrepancy import anomaly_map, discrepancies, discrepancies_
 from cdo_ad.method.loss import collaborative_loss
 from cdo_ad.method.network import CdoNetwork
 from cdo_ad.method.resize import blur_matrix, corners_matrix, halfpixel_matrix, resize
-from cdo_ad.method.synthesis import foreground, image_seed, white_noise
+from cdo_ad.method.white_noise import foreground, image_seed, white_noise
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "seed_reference.npz"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the reference numbers are not on this machine")

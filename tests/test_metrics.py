@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from cdo_ad import tally
+from cdo_ad.evaluation import histogram as tally
 from cdo_ad.errors import ConfigError, DataError
-from cdo_ad.metrics import PixelMetrics, decision_metrics, image_metrics, rate_interval
+from cdo_ad.evaluation.metrics import PixelMetrics, decision_metrics, image_metrics, rate_interval
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "metrics_reference.npz"
 SMALL = 4 << 20

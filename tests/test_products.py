@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cdo_ad.data import products
-from cdo_ad.data.products import DEFECTS, MARKER, PRODUCTS, make_dataset, render
+from cdo_ad.demo.products import DEFECTS, MARKER, PRODUCTS, make_dataset, render
 from cdo_ad.errors import ConfigError, DataError
 
 ALL = [(product, defect) for product in PRODUCTS for defect in DEFECTS[product]]
@@ -214,7 +214,7 @@ def test_the_marker_holds_the_arguments(tmp_path: Path) -> None:
 
 def test_needs_numpy_and_pillow_only() -> None:
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['torch', 'scipy', 'cv2', 'timm'])); import cdo_ad.data.products"
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'scipy', 'cv2', 'timm'])); import cdo_ad.demo.products"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(products.__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

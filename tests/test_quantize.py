@@ -16,18 +16,18 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import cdo_ad
 import fakes
 import runs
-from cdo_ad import quantize
-from cdo_ad.benchmark_stages import PlainRuntime
+from cdo_ad.deploy import int8 as quantize
+from cdo_ad.deploy.stages import PlainRuntime
 from cdo_ad.bundle import Bundle
-from cdo_ad.calibrate import Calibration
+from cdo_ad.calibration import Calibration
 from cdo_ad.errors import BundleError, ConfigError, ExportError
-from cdo_ad.export import describe
-from cdo_ad.export_graph import openvino_model
-from cdo_ad.exported import OpenVinoGraph, openvino_core
-from cdo_ad.graph import LAYERS, NETWORKS, owner, stage_of_nodes
+from cdo_ad.deploy.export import describe
+from cdo_ad.deploy.graph import openvino_model
+from cdo_ad.inference.artifact import OpenVinoGraph, openvino_core
+from cdo_ad.deploy.nodes import LAYERS, NETWORKS, owner, stage_of_nodes
 from cdo_ad.method.network import CdoNetwork
-from cdo_ad.quantize import Figures, Quality, export_int8, layer_groups, search, synthetic_trial
-from cdo_ad.runtime import TorchRuntime, load_network
+from cdo_ad.deploy.int8 import Figures, Quality, export_int8, layer_groups, search, synthetic_trial
+from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 
 pytest.importorskip("nncf", reason="needs the extra export")
 pytestmark = pytest.mark.slow
@@ -207,7 +207,7 @@ def test_a_refusal_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_file_that_scores_otherwise_when_read_is_refused(bundle: Bundle) -> None:
     path = bundle.calibration_paths
-    scores, maxima = cdo_ad.detector.calibration_scores(Engine(0), path)
+    scores, maxima = cdo_ad.inference.detector.calibration_scores(Engine(0), path)
     right = Calibration.fit(scores, maxima, 0.1)
     quantize._check_saved(Engine(0), right, path)
     with pytest.raises(ExportError, match="other scores for 10 of 10"):
@@ -256,7 +256,7 @@ def test_the_trial_knows_its_anomalies(bundle: Bundle, trial: quantize.Trial) ->
 
 
 def test_the_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from cdo_ad.cli_deploy import export
+    from cdo_ad.cli.deploy import export
 
     quality = Quality(10, 20, Figures(0.95, 0.5), Figures(0.951, 0.498), ("body",), 3, 0.01)
     monkeypatch.setattr(quantize, "export_int8", lambda run, pictures: (run / "model_int8.xml", quality))

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdo_ad.adaptation import refit
+from cdo_ad.training.adapt import refit
 from cdo_ad.bundle import read_bundle
 from cdo_ad.config import Config
-from cdo_ad.detector import load
+from cdo_ad.inference.detector import load
 from cdo_ad.errors import ConfigError
-from cdo_ad.export import export
-from cdo_ad.method.fitting import fit_views
+from cdo_ad.deploy.export import export
+from cdo_ad.method.fit import fit_views
 from cdo_ad.method.network import CdoNetwork
-from cdo_ad.method.recognition import RECOGNISED, Recogniser, _cells, fit_recogniser
-from cdo_ad.runtime import load_network
-from cdo_ad.training import train
+from cdo_ad.method.defect_head import RECOGNISED, Recogniser, _cells, fit_recogniser
+from cdo_ad.inference.engines.torch import load_network
+from cdo_ad.training.job import train
 from conftest import TINY
 from fakes import make_mvtec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cdo_ad import regions
+from cdo_ad.inference import regions
 
 
 def test_numbers_without_a_pixel_are_no_regions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,15 +20,15 @@ pytest.importorskip("plotly", reason="the extra `report` is not installed")
 
 from cdo_ad import recipes
 from cdo_ad.bundle import read_bundle
-from cdo_ad.calibrate import Calibration
-from cdo_ad.cli import app
+from cdo_ad.calibration import Calibration
+from cdo_ad.cli.main import app
 from cdo_ad.errors import BundleError
-from cdo_ad.metrics import rate_interval
-from cdo_ad.plain import sentence
-from cdo_ad.report import write_report
-from cdo_ad.report.collect import thumbnails
-from cdo_ad.report.distributions import Distributions, margin_and_overlap
-from cdo_ad.training import train
+from cdo_ad.evaluation.metrics import rate_interval
+from cdo_ad.sentence import sentence
+from cdo_ad.reporting import write_report
+from cdo_ad.reporting.collect import thumbnails
+from cdo_ad.reporting.distributions import Distributions, margin_and_overlap
+from cdo_ad.training.job import train
 
 CONFIG = recipes.get("paper_resnet18").replace(
     image_height=64, image_width=64, epochs=1, weights="none", false_alarm_rate=0.1
@@ -213,10 +213,10 @@ def test_the_plain_line_says_what_the_p_value_says(score: float, expected: str) 
 def test_the_levels_of_a_picture_are_kept_while_it_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from cdo_ad.detector import load
+    from cdo_ad.inference.detector import load
     from cdo_ad.method.network import CdoNetwork
-    from cdo_ad.report.collect import LevelRuntime
-    from cdo_ad.runtime import TorchRuntime
+    from cdo_ad.reporting.collect import LevelRuntime
+    from cdo_ad.inference.engines.torch import TorchRuntime
 
     detector = load(run, device="cpu")
     assert isinstance(detector.runtime, TorchRuntime)

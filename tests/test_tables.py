@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from browser import CHROMIUM, browser_page, numbers
 from cdo_ad.bundle import CALIBRATION, CONFIG, MODEL
-from cdo_ad.calibrate import Calibration
-from cdo_ad.cli import app
+from cdo_ad.calibration import Calibration
+from cdo_ad.cli.main import app
 from cdo_ad.config import Config
 from cdo_ad.errors import BundleError, ConfigError
-from cdo_ad.report.table_files import to_latex, to_text, write_table
-from cdo_ad.report.tables import Cell, make_table
+from cdo_ad.reporting.table_files import to_latex, to_text, write_table
+from cdo_ad.reporting.tables import Cell, make_table
 
 
 def make(folder: Path, auroc: float, category: str = "bottle", print_of: str = "x", **settings: object) -> Path:

@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cdo_ad
-from cdo_ad import training
-from cdo_ad.adaptation import adapt, refit
-from cdo_ad.benchmark_stages import PlainRuntime
+from cdo_ad.training import job as training
+from cdo_ad.training.adapt import adapt, refit
+from cdo_ad.deploy.stages import PlainRuntime
 from cdo_ad.bundle import Bundle
-from cdo_ad.calibrate import conformal_threshold
-from cdo_ad.detector import calibration_scores
+from cdo_ad.calibration import conformal_threshold
+from cdo_ad.inference.detector import calibration_scores
 from cdo_ad.errors import ConfigError
-from cdo_ad.export import export
-from cdo_ad.method.fitting import fit_views
+from cdo_ad.deploy.export import export
+from cdo_ad.method.fit import fit_views
 from cdo_ad.method.network import CdoNetwork
-from cdo_ad.method.recognition import RECOGNISED
-from cdo_ad.method.unified import UnifiedNetwork, build
-from cdo_ad.runtime import TorchRuntime, load_network
+from cdo_ad.method.defect_head import RECOGNISED
+from cdo_ad.method.categories import UnifiedNetwork, build
+from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 from conftest import TINY
 from fakes import make_mvtec, make_picture
 
@@ -110,7 +110,7 @@ def test_exported_graphs_choose_the_product_too(kind: str, unified: Bundle) -> N
     if kind == "openvino":
         import openvino
 
-        from cdo_ad.graph import stage_of_nodes
+        from cdo_ad.deploy.nodes import stage_of_nodes
 
         stage = stage_of_nodes(openvino.Core().read_model(file))
         kinds = Counter(stage.values())

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdo_ad.calibrate import Calibration
+from cdo_ad.calibration import Calibration
 from cdo_ad.config import Config
 from cdo_ad.errors import BundleError
 

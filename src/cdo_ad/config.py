@@ -44,7 +44,7 @@ class Config:
 
     even_exposure: bool = False
     """Scale each picture to one mean brightness before the networks see it, so that dark and bright pictures of a
-    product look alike to them; see `cdo_ad.method.exposure`. Shades are judged on the picture as it is."""
+    product look alike to them; see `cdo_ad.method.brightness`. Shades are judged on the picture as it is."""
 
     mom: bool = True
     """Margin optimisation: perturb training pictures and learn to disagree there."""
@@ -88,7 +88,7 @@ class Config:
     density of level 2, of level 3, of shade."""
     recognised_share: float = 0.1
     """With a density, labelled defects and at least 32 good pictures: how much of the anomaly map the view that
-    recognises those defects gets (see `cdo_ad.method.recognition`); 0 for no such view."""
+    recognises those defects gets (see `cdo_ad.method.defect_head`); 0 for no such view."""
     density_context: int = 8
     """Components of the whole picture's appearance that the density is conditional on; 0 for none."""
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdo_ad.data.dataset import load_image
-from cdo_ad.data.images import image_size, read_mask
-from cdo_ad.data.layout import read_dataset
-from cdo_ad.data.pairing import child, pair_masks, pictures_of
+from cdo_ad.data.store import load_image
+from cdo_ad.data.decode import image_size, read_mask
+from cdo_ad.data.readers.layout import read_dataset
+from cdo_ad.data.readers.pairing import child, pair_masks, pictures_of
 from cdo_ad.errors import DataError
 from cdo_ad.types import Sample
 

@@ -3,7 +3,7 @@
 Copies differ from their picture as the next picture of the same part would at the least: a little moved, brighter or
 darker, with other camera noise. They keep a density from being degenerate. The threshold to start with
 is what they score when the density has not seen their picture (a single picture: other copies of it). They are no
-independent pictures, so no false-alarm rate follows from them (`cdo_ad.calibrate.Calibration.promised`).
+independent pictures, so no false-alarm rate follows from them (`cdo_ad.calibration.Calibration.promised`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cdo_ad.data.dataset import to_size
-from cdo_ad.data.images import UInt8Array, read_image
+from cdo_ad.data.store import to_size
+from cdo_ad.data.decode import UInt8Array, read_image
 
 __all__ = ["CopyStore", "altered"]
 
@@ -49,7 +49,7 @@ def altered(picture: UInt8Array, seed: int) -> UInt8Array:
 
 
 class CopyStore(Dataset[Tensor]):
-    """Pictures and altered copies of each, at the training size, as `cdo_ad.data.dataset.ImageStore` gives them."""
+    """Pictures and altered copies of each, at the training size, as `cdo_ad.data.store.ImageStore` gives them."""
 
     cached = True
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.data.duplicates import hash_pictures, near_groups, near_limit
+from cdo_ad.data.near_copies import hash_pictures, near_groups, near_limit
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.types import Sample
 
@@ -98,7 +98,7 @@ def split_good(
         share: of the training pictures to hold out, in [0, 1).
         minimum: number of pictures to hold out where half of them are as many.
         seed: of the draw, >= 0.
-        hashes: `cdo_ad.data.duplicates.hash_pictures` of (at least) the training pictures.
+        hashes: `cdo_ad.data.near_copies.hash_pictures` of (at least) the training pictures.
 
     Raises:
         ConfigError: if an argument is out of its range.

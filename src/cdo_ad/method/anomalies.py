@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cdo_ad.config import ANOMALY_KINDS, AnomalyKind, BackgroundRule
 from cdo_ad.method.resize import blur_matrix
-from cdo_ad.method.synthesis import white_noise
+from cdo_ad.method.white_noise import white_noise
 
 __all__ = ["KINDS", "mixed", "perturb"]
 
@@ -58,7 +58,7 @@ def mixed(
 ) -> tuple[Tensor, Tensor]:
     """Draw into each picture an anomaly of a kind that follows from its seed; as `perturb` otherwise.
 
-    `background` says where white noise may be, see `cdo_ad.method.synthesis.white_noise`; other kinds do not know it.
+    `background` says where white noise may be, see `cdo_ad.method.white_noise.white_noise`; other kinds do not know it.
     """
     if tuple(kinds) == ("noise",):
         return white_noise(images, seeds, background)

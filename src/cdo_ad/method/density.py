@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from cdo_ad.errors import ConfigError
 from cdo_ad.method.discrepancy import map_matrix
-from cdo_ad.method.recognition import Recogniser
+from cdo_ad.method.defect_head import Recogniser
 
 __all__ = ["VIEWS", "Density", "Gaussian", "Moments", "position_vectors", "shades", "to_grid", "whole_picture"]
 

@@ -17,9 +17,9 @@ from cdo_ad.errors import ConfigError
 from cdo_ad.method.backbone import Backbone, create_backbone
 from cdo_ad.method.density import VIEWS, Density, to_grid
 from cdo_ad.method.discrepancy import anomaly_map, discrepancies, image_score
-from cdo_ad.method.exposure import evenly_exposed
+from cdo_ad.method.brightness import evenly_exposed
 from cdo_ad.method.fusion import FUSED
-from cdo_ad.method.recognition import RECOGNISED, Recogniser
+from cdo_ad.method.defect_head import RECOGNISED, Recogniser
 
 if TYPE_CHECKING:
     from cdo_ad.config import Config
@@ -44,7 +44,7 @@ class CdoNetwork(nn.Module):
     shares: Tensor
 
     least_threshold = 0.0
-    """Below it no image threshold keeps its rate, see `cdo_ad.method.unified`."""
+    """Below it no image threshold keeps its rate, see `cdo_ad.method.categories`."""
 
     @staticmethod
     def from_config(config: Config, weights: str | None = None, share: CdoNetwork | None = None) -> CdoNetwork:
@@ -89,8 +89,8 @@ class CdoNetwork(nn.Module):
             blur_sigma: of the anomaly map, in pixels of the input.
             score_top: see `cdo_ad.method.discrepancy.image_score`.
             density_context: components of the density's context, see `cdo_ad.method.density.Density`; None for no
-                density. Fit it with `cdo_ad.method.fitting.fit_views`.
-            even_exposure: scale each picture to one mean brightness, see `cdo_ad.method.exposure`.
+                density. Fit it with `cdo_ad.method.fit.fit_views`.
+            even_exposure: scale each picture to one mean brightness, see `cdo_ad.method.brightness`.
             share: take expert and apprentice of these networks instead of building them.
 
         Raises:

@@ -1,0 +1,103 @@
+"""The verbs that bring a run to the line: export, benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cdo_ad.cli.options import AsJson, Run, parse_size, show, show_json
+from cdo_ad.errors import ConfigError
+
+__all__ = ["join"]
+
+
+def join(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(export)
+    app.command()(benchmark)
+
+
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option(help="openvino or onnx.")] = "openvino",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise; refused where that costs quality. OpenVINO only.")
+    ] = False,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of good pictures to compare on; default: those held out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one model file that needs no torch, and prove that it gives the same answers."""
+    if int8:
+        _export_int8(run, to, pictures, as_json)
+        return
+    from cdo_ad.deploy.export import export as write
+
+    file, agreement = write(run, to, pictures=pictures)
+    if as_json:
+        show_json({"file": str(file), **agreement.to_json()})
+        return
+    show(
+        f"{file}: same decision on all of {agreement.pictures} pictures; scores differ by at most "
+        f"{agreement.score_difference:.1e}, maps by {agreement.map_difference:.1e} (relative)"
+    )
+
+
+def _export_int8(run: Path, to: str, pictures: Path | None, as_json: bool) -> None:
+    if to != "openvino":
+        raise ConfigError(f"--int8 is made for OpenVINO, not for {to!r}: use  --to openvino --int8")
+    from cdo_ad.deploy.int8 import export_int8
+
+    file, quality = export_int8(run, pictures=pictures)
+    if as_json:
+        show_json({"file": str(file), **quality.to_json()})
+        return
+    kept = ", ".join(quality.kept_fp32) or "none"
+    show(
+        f"{file}: image AUROC {quality.int8.image_auroc:.4f} (fp32 {quality.fp32.image_auroc:.4f}), pixel AP "
+        f"{quality.int8.pixel_ap:.4f} (fp32 {quality.fp32.pixel_ap:.4f}) on {quality.good} good pictures and "
+        f"{quality.anomalous} synthetic anomalies (largest fall, of any strength alone: {quality.fall:.4f}); "
+        f"kept in fp32: {kept}; thresholds calibrated anew"
+    )
+
+
+def benchmark(
+    run: Run,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds at batch 1.")] = 30,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Pictures a batch, for the throughput; default: each engine's best.")
+    ] = None,
+    picture_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the pictures.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure every engine this run can use, against the plain PyTorch form."""
+    from cdo_ad.deploy.benchmark import benchmark as measure
+
+    result = measure(run, rounds=rounds, batch=batch, picture_size=parse_size(picture_size, "--picture-size"))
+    if as_json:
+        show_json(result)
+        return
+    show("runtime       precision                        form batch  median ms   p99 ms  images/s  x plain")
+    for row in result["rows"]:
+        show(
+            f"{row['runtime']:14}{row['precision']:>9}{row['form']:>28}{row['batch']:6d}{row['latency_ms_median']:11.1f}"
+            f"{row['latency_ms_p99']:9.1f}{row['images_per_second']:10.1f}{row['ratio_to_plain']:9.2f}"
+        )
+    _show_stages(result["stages"])
+    for name, memory in (result["machine"]["peak_memory_mib"] or {}).items():
+        show(f"peak memory of a process with {name} alone: {memory:.0f} MiB")
+    show(f"{result['machine']['processor']}, {result['machine']['cores']} cores")
+
+
+def _show_stages(stages: dict[str, Any]) -> None:
+    """A column an engine; milliseconds, and the share of time that is convolution."""
+    engines = {"torch": stages, **{name: each for name, each in stages.items() if isinstance(each, dict)}}
+    show("\nstage" + " " * 18 + "".join(f"{name:>15}" for name in engines))
+    names = dict.fromkeys(name for each in engines.values() for name in each if not isinstance(each[name], dict))
+    for name in names:
+        values = (f"{each[name]:15.2f}" if name in each else " " * 15 for each in engines.values())
+        show(f"{name:23}" + "".join(values))
+    show("")

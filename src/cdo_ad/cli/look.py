@@ -1,0 +1,168 @@
+"""The verbs that look at data and runs: `check`, `report`, `table`, `drift`. Joined to `cdo_ad.cli.main`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cdo_ad.cli.options import AsJson, Category, Data, Device, Layout, Rate, Run, parse_size, say, show, show_json
+from cdo_ad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cdo_ad.audit.check import CheckReport
+
+__all__ = ["join"]
+
+STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+FILES_SHOWN = 2
+
+
+def join(app: typer.Typer) -> None:
+    """Add the verbs of this module to the command line."""
+    app.command()(check)
+    app.command()(report)
+    app.command()(table)
+    app.command()(drift)
+
+
+def check(
+    data: Data,
+    layout: Layout = "auto",
+    category: Category = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Input size of the training, default 256x256.")
+    ] = None,
+    false_alarm_rate: Rate = None,
+    few: Annotated[bool, typer.Option("--few", help="For a training with --few, which holds no picture out.")] = False,
+    run: Annotated[
+        Path | None, typer.Option(help="A run folder: its detector looks for mislabelled good pictures.")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say what is wrong with a data set, before any training; exit code 1 when a training or its figures would be."""
+    from cdo_ad import recipes
+    from cdo_ad.bundle import read_bundle
+    from cdo_ad.audit.check import check as look
+
+    config = recipes.lite0() if run is None else read_bundle(run).config
+    wanted = parse_size(size, "--size")
+    if wanted is not None:
+        config = config.replace(image_height=wanted[0], image_width=wanted[1])
+    if false_alarm_rate is not None:
+        config = config.replace(false_alarm_rate=false_alarm_rate)
+    if few:
+        config = config.replace(few=True)
+    report = look(data, config, layout=layout, category=category, run=run, device=device)
+    if as_json:
+        show_json(report.to_json())
+    else:
+        _findings_table(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def report(
+    run: Run,
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DATA | RUN...]", help="The data set, default that of the training; or more runs to compare with."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: RUN/report.html, of a comparison comparison.html.")
+    ] = None,
+    layout: Layout = "auto",
+    category: Category = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of a comparison's resamples.")] = 0,
+) -> None:
+    """Write one self-contained HTML page about a run, or one that compares runs evaluated on the same pictures."""
+    from cdo_ad.bundle import CONFIG
+    from cdo_ad.reporting import write_comparison, write_report
+
+    others = others or []
+    runs = [path for path in others if (path / CONFIG).is_file()]
+    if len(others) > 1 or runs:
+        if strange := [path for path in others if path not in runs]:
+            raise ConfigError(f"{strange[0]} is not a run folder: to compare, name run folders only")
+        show(str(write_comparison([run, *runs], out or Path("comparison.html"), seed=seed)))
+        return
+    data = others[0] if others else None
+    show(str(write_report(run, data, out, layout=layout, category=category, device=device)))
+
+
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, evaluated.")],
+    out: Annotated[
+        list[Path] | None, typer.Option(help="File to write, .html, .csv or .tex; may be repeated; default: print.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put runs in a table: by product and differing settings, mean and deviation over seeds, beside published ones."""
+    from cdo_ad.reporting.table_files import to_text, write_table
+    from cdo_ad.reporting.tables import make_table
+
+    made = make_table(runs)
+    for file in out or []:
+        write_table(made, file)
+        say(str(file))
+    if as_json:
+        show_json(made.to_json())
+    elif not out:
+        show(to_text(made))
+
+
+def drift(
+    run: Run,
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, in the order of production.")],
+    alpha: Annotated[float, typer.Option(help="Share of good streams that may be accused falsely.")] = 0.01,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Say whether new good pictures still look like those of the calibration; exit code 1 when they do not."""
+    from cdo_ad.inference.detector import load
+    from cdo_ad.inference.drift import drift as test
+    from cdo_ad.inference.predict import Failure, predict_files
+
+    detector = load(run, device=device)
+    scores: list[float] = []
+    for result in predict_files(detector, paths):
+        if isinstance(result, Failure):
+            say(f"passed over: {result.error}")
+        else:
+            scores.append(result.score)
+    found = test(detector.calibration, scores, alpha)
+    if as_json:
+        show_json(found.to_json())
+    else:
+        show(found.sentence)
+    if found.drifted:
+        raise typer.Exit(1)
+
+
+def _findings_table(report: CheckReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = report.counts
+    console = Console(highlight=False, markup=False)
+    console.print(
+        f"{counts['fit']} good pictures to train on, {counts['calibration']} held out for calibration, "
+        f"{counts['test_good']} good and {counts['test_defect']} defective to test with"
+    )
+    if not report.findings:
+        console.print("nothing is wrong")
+        return
+    table = Table("", "finding", "for example", show_lines=True, expand=True)
+    table.columns[1].ratio, table.columns[2].ratio, table.columns[2].overflow = 3, 2, "fold"
+    for finding in report.findings:
+        shown = list(finding.files[:FILES_SHOWN])
+        if len(finding.files) > FILES_SHOWN:
+            shown.append(f"and {len(finding.files) - FILES_SHOWN} more (--json lists all)")
+        table.add_row(Text(finding.level, STYLES[finding.level]), Text(finding.text), Text("\n".join(shown)))
+    console.print(table)

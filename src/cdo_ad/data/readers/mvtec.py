@@ -1,0 +1,88 @@
+"""Reader of the MVTec AD layout, one product or a folder of products.
+
+<category>/train/good/000.png
+<category>/validation/good/000.png               optional: good pictures set aside for calibration
+<category>/test/good/000.png                     good pictures to test with
+<category>/test/<type>/000.png                   one folder for each defect type
+<category>/ground_truth/<type>/000_mask.png      masks, also 000.png; a type without a folder has no masks
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cdo_ad.data.readers.pairing import (
+    child,
+    find_category,
+    mask_folders,
+    pictures_of,
+    product_folders,
+    samples_of,
+    subfolders,
+)
+from cdo_ad.errors import DataError
+from cdo_ad.types import GOOD, Sample
+
+__all__ = ["categories", "is_product", "read", "read_test", "refuse_defects"]
+
+WANTED = "train/good/ with pictures, test/<type>/ and ground_truth/<type>/, or folders of products with these inside"
+
+
+def is_product(folder: Path) -> bool:
+    """Tell whether the folder holds train/good."""
+    train = child(folder, "train")
+    return train is not None and child(train, GOOD) is not None
+
+
+def categories(root: Path) -> list[str]:
+    """List the products' names; none if `root` is one product's folder."""
+    return [folder.name for folder in product_folders(root, is_product)]
+
+
+def read(root: Path, category: str | None = None) -> list[Sample]:
+    """Read the data set: training pictures, then calibration, then test by type; each sorted by name.
+
+    Raises:
+        DataError: if the folders are not there, the training folder is empty or holds defects, or a mask or a
+            picture has no partner.
+    """
+    folder, name = find_category(root, category, is_product, WANTED)
+    samples = []
+    for split, sub in (("train", "train"), ("calibration", "validation")):
+        parent = child(folder, sub)
+        good = child(parent, GOOD) if parent is not None else None
+        if parent is None or good is None:
+            continue
+        refuse_defects(parent)
+        samples += samples_of(good, "train" if split == "train" else "calibration", category=name)
+    if not any(sample.split == "train" for sample in samples):
+        raise DataError(f"{folder / 'train' / GOOD}: holds no pictures: put good pictures there")
+    test = child(folder, "test")
+    return samples + (read_test(test, child(folder, "ground_truth"), name) if test is not None else [])
+
+
+def read_test(test: Path, masks: Path | None, category: str) -> list[Sample]:
+    """Read test/<type>/ and the masks of each type.
+
+    Args:
+        test: the folder of the types' folders.
+        masks: the folder of the types' mask folders, or None.
+        category: the product's name.
+    """
+    types = {GOOD if sub.name.casefold() == GOOD else sub.name: sub for sub in subfolders(test) if pictures_of(sub)}
+    if loose := pictures_of(test):
+        raise DataError(
+            f"{loose[0]}: a test picture outside a type's folder has no label: move it to {test / GOOD} or to a folder "
+            "named for its defect"
+        )
+    found = mask_folders(masks, list(types))
+    return [
+        sample for name, sub in types.items() for sample in samples_of(sub, "test", name, found.get(name), category)
+    ]
+
+
+def refuse_defects(train: Path) -> None:
+    """Raise `DataError` if a folder of training pictures holds a folder of pictures that is not `good`."""
+    for sub in subfolders(train):
+        if sub.name.casefold() != GOOD and pictures_of(sub):
+            raise DataError(f"{sub}: only good pictures are trained on: move it to {train.parent / 'test' / sub.name}")

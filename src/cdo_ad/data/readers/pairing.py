@@ -1,0 +1,166 @@
+"""What all readers share: folders by name, pictures of a folder, masks paired with pictures by name, categories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cdo_ad.data.decode import list_images
+from cdo_ad.errors import DataError
+from cdo_ad.types import GOOD, Sample, Split
+
+__all__ = [
+    "child",
+    "choose",
+    "find_category",
+    "mask_folders",
+    "pair_masks",
+    "pictures_of",
+    "product_folders",
+    "samples_of",
+    "subfolders",
+]
+
+
+def child(folder: Path, name: str) -> Path | None:
+    """Find the folder `name` inside `folder`, in any letter case; None if there is none."""
+    return next((sub for sub in subfolders(folder) if sub.name.casefold() == name.casefold()), None)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders inside `folder`, sorted by name, hidden ones left out; none if it is not a folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        (sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith(".")), key=lambda sub: sub.name
+    )
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """List the pictures of a folder, sorted by name; two of the same stem are refused.
+
+    Raises:
+        DataError: if two pictures differ only in their ending, so that a mask's name would fit both.
+    """
+    pictures = list_images(folder)
+    by_stem: dict[str, Path] = {}
+    for path in pictures:
+        if path.stem in by_stem:
+            raise DataError(
+                f"{path}: {by_stem[path.stem].name} beside it has the same name but for the ending, so a mask or a "
+                "result could belong to either: remove or rename one"
+            )
+        by_stem[path.stem] = path
+    return pictures
+
+
+def pair_masks(pictures: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Pair pictures with masks by name: the mask of `007.jpg` is `007_mask.png` or `007.png`, of any picture ending.
+
+    Raises:
+        DataError: if a picture has no mask, a mask has no picture, or two masks fit one picture; names the file.
+    """
+    stems = {picture.stem: picture for picture in pictures}
+    pairs: dict[Path, Path] = {}
+    for mask in pictures_of(folder):
+        picture = stems.get(mask.stem.removesuffix("_mask")) or stems.get(mask.stem)
+        if picture is None:
+            raise DataError(f"{mask}: no picture belongs to this mask: add the picture or remove the mask")
+        if picture in pairs:
+            raise DataError(
+                f"{mask}: {pairs[picture].name} beside it is a mask of the same picture: remove one of them"
+            )
+        pairs[picture] = mask
+    for picture in pictures:
+        if picture not in pairs:
+            raise DataError(
+                f"{picture}: no mask belongs to this picture: looked for {picture.stem}_mask.png and "
+                f"{picture.stem}.png (any picture ending) in {folder}: add it, or remove that folder to do without"
+            )
+    return pairs
+
+
+def samples_of(
+    pictures: Path, split: Split, defect_type: str = GOOD, masks: Path | None = None, category: str = ""
+) -> list[Sample]:
+    """Make the samples of one folder of pictures; masks of good pictures are not used.
+
+    Args:
+        pictures: the folder.
+        split: of all of them.
+        defect_type: of all of them.
+        masks: the folder of their masks; None where there are none.
+        category: the product.
+
+    Raises:
+        DataError: as `pictures_of` and `pair_masks`.
+    """
+    paths = pictures_of(pictures)
+    pairs = pair_masks(paths, masks) if masks is not None and defect_type != GOOD else {}
+    return [Sample(path, split, defect_type, pairs.get(path), category) for path in paths]
+
+
+def mask_folders(masks: Path | None, types: Sequence[str]) -> dict[str, Path]:
+    """Find the mask folder of each defect type.
+
+    Args:
+        masks: the folder that holds one folder of masks for each type; None where there are no masks.
+        types: the defect types that have pictures.
+
+    Raises:
+        DataError: if there are masks of a type that has no pictures.
+    """
+    found = {folder.name: folder for folder in subfolders(masks)} if masks is not None else {}
+    for name, folder in found.items():
+        if name not in types and name != GOOD and list_images(folder):
+            raise DataError(
+                f"{list_images(folder)[0]}: masks of {name!r}, but no test folder of that name holds pictures: "
+                "add the pictures or remove the masks"
+            )
+    return found
+
+
+def product_folders(root: Path, is_product: Callable[[Path], bool]) -> list[Path]:
+    """List the folders inside `root` that are products of their own; none if `root` is a product itself."""
+    return [] if is_product(root) else [folder for folder in subfolders(root) if is_product(folder)]
+
+
+def find_category(
+    root: Path, category: str | None, is_product: Callable[[Path], bool], wanted: str
+) -> tuple[Path, str]:
+    """Find the product's folder in a data set that holds one product or several.
+
+    Args:
+        root: the product's folder, or the folder of the products' folders.
+        category: which product; may be None where there is only one.
+        is_product: tells a product's folder by what is in it.
+        wanted: what a product's folder holds, for the error message.
+
+    Returns:
+        The folder, and the product's name: "" if `root` is the product's folder itself.
+
+    Raises:
+        DataError: if there is none, or several and `category` names none of them.
+    """
+    if is_product(root):
+        if category is not None and category != root.resolve().name:
+            raise DataError(f"{root}: holds one product only, so there is no category {category!r}: leave it out")
+        return root, ""
+    names = [folder.name for folder in product_folders(root, is_product)]
+    if not names:
+        raise DataError(f"{root}: found no data here; looked for {wanted}")
+    return (root / choose(root, category, names)), choose(root, category, names)
+
+
+def choose(root: Path, category: str | None, names: Sequence[str]) -> str:
+    """Pick `category` out of the categories of a data set; the only one where `category` is None.
+
+    Raises:
+        DataError: if `category` is not among them, or is None and there are several; lists them.
+    """
+    if category in names:
+        return str(category)
+    if category is None and len(names) == 1:
+        return names[0]
+    problem = "holds several categories" if category is None else f"has no category {category!r}"
+    raise DataError(f"{root}: {problem}: choose one of {', '.join(names)}")

@@ -1,0 +1,186 @@
+"""The training pictures: decoded once and kept as uint8 at the training size where they fit, else read at each access.
+
+Both ways give the same bytes: one function decodes, resizes (`cdo_ad.method.resize.resize`) and rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cdo_ad.data.decode import UInt8Array, read_image
+from cdo_ad.errors import ConfigError, DataError, ImageError
+from cdo_ad.method.resize import resize
+
+__all__ = ["ImageStore", "load_all", "load_image", "to_size"]
+
+NAMES_SHOWN = 10
+
+
+class ImageStore(Dataset[Tensor]):
+    """Pictures at the training size; item i is a (3, h, w) uint8 tensor, RGB in [0, 255], of `paths[i]`.
+
+    All pictures are decoded when the store is made, so that every bad file is known before any training: into one
+    tensor if that takes no more than `memory_budget` bytes, else only to check them.
+    """
+
+    images: Tensor | None
+    """(N, 3, h, w) uint8, all pictures in the order of `paths`; None where they are read at each access."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        size: tuple[int, int],
+        memory_budget: int = 4 * 2**30,
+        workers: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+        verify: bool = True,
+    ) -> None:
+        """Load the pictures, or check them.
+
+        Args:
+            paths: the pictures' files.
+            size: (h, w) of the training pictures, in pixels.
+            memory_budget: bytes that the kept pictures may take: 3 * h * w for each. 0 keeps none.
+            workers: threads that load; 0 loads in the calling thread. Any number gives the same bytes.
+            progress: called in the calling thread as (pictures done, pictures in all).
+            verify: decode all pictures once even if they are not kept.
+
+        Raises:
+            ConfigError: if the size is not positive.
+            DataError: if there are no pictures.
+            ImageError: if pictures cannot be decoded; names the first ten of them and says how many there are.
+        """
+        if len(size) != 2 or min(size) < 1 or workers < 0:
+            raise ConfigError(f"size must be two positive numbers, workers 0 or more, got {size} and {workers}")
+        if not paths:
+            raise DataError("there are no pictures to train on: give at least one")
+        self.paths = tuple(paths)
+        self.size = (int(size[0]), int(size[1]))
+        self.images = None
+        if len(self.paths) * 3 * self.size[0] * self.size[1] <= memory_budget:
+            self.images = load_all(self.paths, self.size, workers, progress)
+        elif verify:
+            _for_each(self.paths, lambda i: read_image(self.paths[i]), workers, progress)
+
+    @property
+    def cached(self) -> bool:
+        """True if the pictures are kept in memory, so that data-loader workers would only copy them about."""
+        return self.images is not None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self.images is not None:
+            return self.images[index]
+        return load_image(self.paths[index], self.size)
+
+
+def load_image(path: Path | str, size: tuple[int, int]) -> Tensor:
+    """Decode a picture and bring it to the training size.
+
+    Args:
+        path: its file.
+        size: (h, w) in pixels.
+
+    Returns:
+        (3, h, w) uint8 RGB; resized values are rounded to the nearest integer.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    return to_size(read_image(path), size)
+
+
+def to_size(image: UInt8Array, size: tuple[int, int]) -> Tensor:
+    """(H, W, 3) uint8 RGB to (3, h, w) uint8; resized values are rounded to the nearest integer."""
+    picture = torch.from_numpy(image).permute(2, 0, 1)[None]
+    if picture.shape[-2:] == torch.Size(size):
+        return picture[0].contiguous()
+    resized = resize(picture.float().contiguous(), size)
+    return resized[0].round_().clamp_(0, 255).to(torch.uint8)
+
+
+def load_all(
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Load pictures into one tensor; beyond it, only the picture in work by each thread is held at its full size.
+
+    Returns:
+        (N, 3, h, w) uint8, in the order of `paths`.
+
+    Raises:
+        ImageError: if pictures cannot be decoded; names the first ten of them and says how many there are.
+    """
+    images = torch.empty((len(paths), 3, *size), dtype=torch.uint8)
+
+    def load(i: int) -> None:
+        images[i] = load_image(paths[i], size)
+
+    with _one_torch_thread():
+        _for_each(paths, load, workers, progress)
+    return images
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Keep torch from splitting each small resize over all cores.
+
+    Pictures are loaded side by side instead; on a busy machine the split made loading ten times slower.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _for_each(
+    paths: Sequence[Path],
+    job: Callable[[int], object],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Call job(i) for each path, in threads; afterwards raise one ImageError for all that failed."""
+
+    def attempt(i: int) -> ImageError | None:
+        try:
+            job(i)
+        except ImageError as error:
+            return error
+        return None
+
+    failed: list[tuple[Path, ImageError]] = []
+    for i, error in enumerate(_threaded(attempt, range(len(paths)), workers)):
+        if error is not None:
+            failed.append((paths[i], error))
+        if progress is not None:
+            progress(i + 1, len(paths))
+    if len(failed) == 1:
+        raise failed[0][1]
+    if failed:
+        names = ", ".join(str(path) for path, _ in failed[:NAMES_SHOWN])
+        more = f" and {len(failed) - NAMES_SHOWN} more" if len(failed) > NAMES_SHOWN else ""
+        raise ImageError(f"{len(failed)} of {len(paths)} pictures cannot be used: {names}{more}; {failed[0][1]}")
+
+
+def _threaded(
+    job: Callable[[int], ImageError | None], items: Iterable[int], workers: int
+) -> Iterator[ImageError | None]:
+    """Map in order, in `workers` threads; an interrupt drops what has not begun."""
+    if workers == 0:
+        yield from map(job, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(job, items)

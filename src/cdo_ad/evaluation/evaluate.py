@@ -1,0 +1,159 @@
+"""Figures of a detector on a labelled data set: ranking metrics, and rates at the calibrated threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cdo_ad.data.decode import read_mask
+from cdo_ad.inference.detector import Detector, read_ahead, resize_map
+from cdo_ad.files import finite
+from cdo_ad.errors import DataError, ImageError
+from cdo_ad.evaluation.metrics import PixelMetrics, decision_metrics, image_metrics
+from cdo_ad.evaluation.pixel_histogram import PixelCounts
+from cdo_ad.progress import progress_bar
+from cdo_ad.types import GOOD, MaskArray, Sample
+
+__all__ = ["Evaluation", "Scored", "evaluate"]
+
+PIXEL_NAMES = ("auroc", "ap", "f1max", "aupro_0.3", "aupro_0.05")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One picture of an evaluation."""
+
+    sample: Sample
+    score: float
+    p_value: float
+    anomalous: bool
+    """The decision; `sample.anomalous` is the truth."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures, and the pictures they were made from."""
+
+    figures: dict[str, Any]
+    """`image`, `pixel`, `decision`, `per_type`, `n`; a figure that is undefined is NaN (null in JSON)."""
+    scored: tuple[Scored, ...]
+    failures: tuple[str, ...] = ()
+    """One line for each picture or mask that could not be read; those are in no figure."""
+    pixel: PixelMetrics | None = field(default=None, repr=False)
+    """The pixel metrics' state, for curves; None where no picture has a mask."""
+    counts: PixelCounts | None = field(default=None, repr=False)
+    """Pixels by score of each picture, numbered as in `scored`; only those with a mask, and good ones."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as a plain dictionary; NaN becomes None."""
+        return {key: finite(value) for key, value in self.figures.items()}
+
+
+def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[int, int] | None = None) -> Evaluation:
+    """Judge the test pictures and compare with the data set's labels and masks.
+
+    The label of a picture is the data set's; pixels are compared at the picture's own size. A defect picture without a
+    mask counts in the image figures only. Defects that the run has learned from are left out and counted in
+    `figures["n"]["learned"]`.
+
+    Args:
+        detector: the calibrated model.
+        samples: the data set; pictures of other splits than `test` are passed over.
+        at_size: (H, W) in pixels to compare maps and masks at instead; a mask pixel there is a defect when any part
+            of it is.
+
+    Raises:
+        DataError: when there is no test picture, or none can be read.
+    """
+    learned = _learned(detector)
+    there = [s for s in samples if s.split == "test"]
+    test = [s for s in there if str(s.path.resolve()) not in learned]
+    if not test:
+        raise DataError("there is no test picture: put pictures in test/good and test/<defect>, see the README")
+    pixel = {name: PixelMetrics() for name in sorted({s.defect_type for s in test})}
+    counts = PixelCounts()
+    scored: list[Scored] = []
+    failures: list[str] = []
+    with progress_bar() as bar:
+        task = bar.add_task("evaluating", total=len(test), note="")
+        for sample, (path, picture) in zip(test, read_ahead(s.path for s in test), strict=True):
+            bar.update(task, advance=1)
+            try:
+                if isinstance(picture, ImageError):
+                    raise picture
+                mask = _mask(sample, (picture.shape[0], picture.shape[1]), at_size)
+            except DataError as error:
+                failures.append(str(error))
+                continue
+            prediction = detector.predict(picture, path=str(path), regions=False)
+            scored.append(Scored(sample, prediction.score, prediction.p_value, prediction.anomalous))
+            if mask is not None:
+                anomaly_map = prediction.anomaly_map if at_size is None else resize_map(prediction.anomaly_map, at_size)
+                pixel[sample.defect_type].update(anomaly_map, mask)
+                counts.add(len(scored) - 1, anomaly_map, mask)
+    if not scored:
+        raise DataError(f"none of the {len(test)} test pictures can be read; the first: {failures[0]}")
+    figures, overall = _all_figures(scored, pixel, detector.calibration.image_threshold)
+    figures["n"]["failed"] = len(failures)
+    figures["n"]["learned"] = len(there) - len(test)
+    return Evaluation(figures, tuple(scored), tuple(failures), overall, counts)
+
+
+def _learned(detector: Detector) -> set[str]:
+    """The defects that the run learned from (`train --defects`), by their full paths."""
+    data = detector.bundle.provenance["data"] if detector.bundle is not None else {}
+    return {image for image, _ in data.get("defects", [])}
+
+
+def _all_figures(
+    scored: Sequence[Scored], pixel: dict[str, PixelMetrics], threshold: float
+) -> tuple[dict[str, Any], PixelMetrics]:
+    """The figures of all pictures, `per_type` those of each type against the good ones; and the pixels of all."""
+    overall = _merged(pixel.values())
+    figures = _figures(scored, overall, threshold)
+    figures["per_type"] = {
+        name: _figures(
+            [s for s in scored if s.sample.defect_type in (GOOD, name)],
+            _merged(pixel[key] for key in (GOOD, name) if key in pixel),
+            threshold,
+        )
+        for name in pixel
+        if name != GOOD
+    }
+    return figures, overall
+
+
+def _merged(parts: Iterable[PixelMetrics]) -> PixelMetrics:
+    total = PixelMetrics()
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+def _mask(sample: Sample, size: tuple[int, int], at_size: tuple[int, int] | None) -> MaskArray | None:
+    """The pixels of the defect; all False for a good picture, None for a defect without a mask."""
+    if sample.mask_path is not None:
+        mask = read_mask(sample.mask_path, size)
+    elif sample.anomalous:
+        return None
+    else:
+        mask = np.zeros(size, dtype=np.bool_)
+    if at_size is None or mask.shape == at_size:
+        return mask
+    share = Image.fromarray(mask.astype(np.float32)).resize((at_size[1], at_size[0]), Image.Resampling.BOX)
+    return np.asarray(share) > 0
+
+
+def _figures(scored: Sequence[Scored], pixel: PixelMetrics, threshold: float) -> dict[str, Any]:
+    labels = np.array([s.sample.anomalous for s in scored])
+    scores = np.array([s.score for s in scored])
+    return {
+        "image": image_metrics(labels, scores),
+        "pixel": pixel.compute(),
+        "decision": decision_metrics(labels, scores, threshold),
+        "n": {"good": int((~labels).sum()), "anomalous": int(labels.sum())},
+    }
