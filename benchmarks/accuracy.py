@@ -1,4 +1,4 @@
-r"""The accuracy table: this package's recipes and anomalib's models on the same pictures, judged by the same metrics.
+r"""The accuracy table: this package's recipes and anomalib's models on the same images, judged by the same metrics.
 
     python benchmarks/accuracy.py products ../shared/data/magnetic_tile /data/mvtec_ad /data/visa --seeds 0 1 2 \
         --peers-python ../peers/bin/python --out accuracy
@@ -6,14 +6,14 @@ r"""The accuracy table: this package's recipes and anomalib's models on the same
 Each data set is a folder in any layout (`auto` finds it; of MVTec AD, MVTec 3D-AD and VisA the folder of all products),
 or the word `products` for the built-in ones, which are drawn.
 
-- Every method of a seed fits the same good pictures, and its thresholds come from the same held-out ones.
-- Peers run in the interpreter that `--peers-python` names (`peers_accuracy.py`). They get the pictures as our training
+- Every method of a seed fits the same good images, and its thresholds come from the same held-out ones.
+- Peers run in the interpreter that `--peers-python` names (`peers_accuracy.py`). They get the images as our training
   reads them, at the size of the paper's form, and the same expert weights, and give raw maps and scores back.
 - A recipe may be given with settings of its own: `--methods lite0 "lite0 mom=false"`. `--ablation` adds a list of them:
   each part of the default recipe alone and removed. What the apprentice's training does not depend on takes the
   apprentice of a run that is there.
 - A finished cell (method, product, seed) stays in OUT/cells, so the same command goes on after an interruption. A cell
-  of other settings or other pictures is computed anew. Tables are in OUT: accuracy.json, and .csv, .tex, .html each.
+  of other settings or other images is computed anew. Tables are in OUT: accuracy.json, and .csv, .tex, .html each.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ import numpy as np
 from safetensors.torch import save_file
 
 from cdo_ad import recipes
-from cdo_ad.training.adapt import refit
 from cdo_ad.bundle import read_bundle, write_json
 from cdo_ad.calibration import Calibration
 from cdo_ad.cli.options import parse_size, say
@@ -41,14 +40,15 @@ from cdo_ad.config import Config, training_difference
 from cdo_ad.data import fingerprint, list_categories, read_dataset, split_by_part, split_good
 from cdo_ad.data.store import load_all
 from cdo_ad.demo.products import PRODUCTS, make_dataset
-from cdo_ad.inference.detector import Detector, load
 from cdo_ad.errors import CdoError, ConfigError, DataError, MissingExtraError
 from cdo_ad.evaluation.evaluate import Evaluation, evaluate
+from cdo_ad.evaluation.results import write_results
+from cdo_ad.inference.detector import Detector, load
 from cdo_ad.method.backbone import create_backbone
 from cdo_ad.provenance import revision
 from cdo_ad.reporting.table_files import to_text, write_table
-from cdo_ad.reporting.tables import Measured, Row, Table, figures_of, tabulate
-from cdo_ad.evaluation.results import write_results
+from cdo_ad.reporting.tables import Measured, Row, Table, metrics_of, tabulate
+from cdo_ad.training.adapt import refit
 from cdo_ad.training.job import train
 from cdo_ad.types import Sample
 
@@ -56,18 +56,18 @@ PEERS = {"padim": "PaDiM", "patchcore": "PatchCore", "stfpm": "STFPM"}
 PEERS_RECIPE = "paper_lite0"
 """Input size, backbone and split settings of the peers are those of the paper's form."""
 _PARTS = ("mom=false", "oom=false", "mom=false oom=false", "gamma=1", "schedule=one-cycle")
-_KINDS = "synthesis=noise,perlin,cut,shade,line,spot,smear"
+_KINDS = "synthesis=noise,perlin,cut,intensity,line,spot,smear"
 ABLATION = (
     "",
     "density=false",  # the disagreement alone
-    *(f"view_shares={shares}" for shares in ("0,1,0,0", "0,0,1,0", "0,0,0,1", "equal")),
-    *(f"view_shares={','.join('0' if k == gone else '0.3333333' for k in range(4))}" for gone in range(4)),
+    *(f"fusion_weights={shares}" for shares in ("0,1,0,0", "0,0,1,0", "0,0,0,1", "equal")),
+    *(f"fusion_weights={','.join('0' if k == gone else '0.3333333' for k in range(4))}" for gone in range(4)),
     "density_context=0",
-    "even_exposure=false",
+    "normalize_brightness=false",
     "score_top=0.01",
     *(f"{part}{alone}" for part in (*_PARTS, _KINDS) for alone in ("", " density=false")),
 )
-"""Settings of `lite0`: each view alone, all with an equal say, and each removed from that; then the training's parts,
+"""Settings of `lite0`: each branch alone, all with an equal say, and each removed from that; then the training's parts,
 each with the density and without it."""
 COLUMNS = ("method", "backbone", "input")
 
@@ -108,26 +108,26 @@ class Cell:
 
 
 class Replay:
-    """An engine that gives the maps which a peer has written: those of the picture that `Peer` is about to judge."""
+    """An engine that gives the maps which a peer has written: those of the image that `Peer` is about to judge."""
 
     name = "replay"
 
     def __init__(self, maps: dict[str, tuple[Path, float]]) -> None:
         self.maps, self.path = maps, ""
 
-    def infer(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `cdo_ad.inference.engines.torch.Runtime.infer`; of one picture."""
+    def infer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `cdo_ad.inference.engines.torch.Runtime.infer`; of one image."""
         file, score = self.maps[self.path]
         return np.load(file)[None], np.array([score], np.float32)
 
     def calibration(self, paths: Sequence[Path], rate: float) -> Calibration:
-        """Thresholds from held-out good pictures, as ours are."""
+        """Thresholds from held-out good images, as ours are."""
         found = [self.maps[str(path)] for path in paths]
         return Calibration.fit([score for _, score in found], [float(np.load(f).max()) for f, _ in found], rate)
 
 
 class Peer(Detector):
-    """A detector that knows pictures by their files."""
+    """A detector that knows images by their files."""
 
     runtime: Replay
 
@@ -176,9 +176,9 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--categories", nargs="+", help="only these products")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="KEY=VALUE", help="of every recipe")
-    parser.add_argument("--at-size", help="HxW at which pixels are compared; default: each picture's own size")
+    parser.add_argument("--at-size", help="HxW at which pixels are compared; default: each image's own size")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--drawn", type=int, default=120, help="good training pictures of each built-in product")
+    parser.add_argument("--drawn", type=int, default=120, help="good training images of each built-in product")
     parser.add_argument("--peers-python", type=Path, help="a Python interpreter that has anomalib")
     parser.add_argument("--coreset", type=float, default=0.01, help="share of the features that PatchCore keeps")
     parser.add_argument("--stfpm-epochs", type=int, default=100)
@@ -220,7 +220,7 @@ def _cells(data: str, product: Product, options: argparse.Namespace) -> Iterator
             name, *own = [PEERS_RECIPE] if method in PEERS else method.split()
             config = recipes.get(name).with_settings([*options.settings, *own]).replace(seed=seed)
             identity = {
-                "method": method, "settings": config.to_json(), "pictures": product.fingerprint,
+                "method": method, "settings": config.to_json(), "images": product.fingerprint,
                 "at_size": options.at_size and list(options.at_size),
             }  # fmt: skip
             identity |= {"coreset": options.coreset} if method == "patchcore" else {}
@@ -268,14 +268,14 @@ def _trained_alike(cell: Cell) -> Path | None:
     """A run of another cell whose apprentice is what this cell would train."""
     for mark in sorted(cell.folder.parent.glob("*/identity.json")):
         other, run = json.loads(mark.read_text(encoding="utf-8")), mark.with_name("run")
-        same = other["pictures"] == cell.product.fingerprint and other["method"] not in PEERS
+        same = other["images"] == cell.product.fingerprint and other["method"] not in PEERS
         if run.is_dir() and same and training_difference(other["settings"], cell.identity["settings"]) is None:
             return run
     return None
 
 
 def _peer(cell: Cell, options: argparse.Namespace) -> tuple[Evaluation, dict[str, str]]:
-    """Hand pictures and expert to the other interpreter, and judge the maps that come back."""
+    """Hand images and expert to the other interpreter, and judge the maps that come back."""
     if options.peers_python is None:
         raise PeerError("no --peers-python was given: name a Python that has anomalib")
     job, config = cell.folder / "job", cell.config
@@ -304,7 +304,7 @@ def _peer(cell: Cell, options: argparse.Namespace) -> tuple[Evaluation, dict[str
 
 
 def _split(cell: Cell, options: argparse.Namespace) -> tuple[list[Path], list[Path]]:
-    """Good pictures to fit and held-out ones: those of our run with this seed, else drawn as it would draw them."""
+    """Good images to fit and held-out ones: those of our run with this seed, else drawn as it would draw them."""
     for method in options.methods:
         run = cell.folder.with_name(f"{method}-{cell.config.seed}") / "run"
         if method in recipes.RECIPES and run.is_dir():
@@ -337,7 +337,7 @@ def _table(
 ) -> Table:  # fmt: skip
     """Rows of what was measured, and of what is missing with the reason, each method's together."""
     measured = [
-        Measured(str(cell.folder), cell.choice, cell.product.name, cell.config.seed, figures_of(record["metrics"]),
+        Measured(str(cell.folder), cell.choice, cell.product.name, cell.config.seed, metrics_of(record["metrics"]),
                  cell.product.fingerprint)
         for cell, record in done
     ]  # fmt: skip
@@ -350,8 +350,8 @@ def _table(
 
 
 def _notes(done: Sequence[tuple[Cell, dict[str, Any]]], options: argparse.Namespace) -> Iterator[str]:
-    size = "the pictures' own size" if options.at_size is None else "{}x{}".format(*options.at_size)
-    yield f"Pixels are compared at {size}. Every method fits and calibrates on the same good pictures; last epoch."
+    size = "the images' own size" if options.at_size is None else "{}x{}".format(*options.at_size)
+    yield f"Pixels are compared at {size}. Every method fits and calibrates on the same good images; last epoch."
     peers = sorted({record["versions"].get("anomalib", "?") for cell, record in done if cell.method in PEERS})
     if peers:
         yield (

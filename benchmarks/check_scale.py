@@ -1,4 +1,4 @@
-"""Time `cdo_ad.audit.check` on many pictures: 10,000 in under two minutes on two cores is the aim.
+"""Time `cdo_ad.audit.check` on many images: 10,000 in under two minutes on two cores is the aim.
 
     python benchmarks/check_scale.py [--count 10000] [--side 512] [--folder FOLDER]
 
@@ -28,10 +28,10 @@ def draw(folder: Path, count: int, side: int) -> None:
     def one(i: int) -> None:
         rng = np.random.default_rng(i - 1 if i % 100 == 10 else i)
         coarse = Image.fromarray(rng.integers(60, 160, (12, 12, 3), dtype=np.uint8)).resize((side, side))
-        picture = np.asarray(coarse).astype(np.float32) + rng.normal(0, 4, (side, side, 1))
-        picture = picture * (1.2 if i % 100 == 10 else 1.0)
+        image = np.asarray(coarse).astype(np.float32) + rng.normal(0, 4, (side, side, 1))
+        image = image * (1.2 if i % 100 == 10 else 1.0)
         part = "train" if i % 10 else "test"
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / part / "good" / f"{i:05d}.jpg")
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / part / "good" / f"{i:05d}.jpg")
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, range(count)))
@@ -52,7 +52,7 @@ def main() -> None:
     seconds, used = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{options.count} pictures of {options.side} x {options.side}: {seconds:.1f} s wall, {used:.1f} s CPU, "
+        f"{options.count} images of {options.side} x {options.side}: {seconds:.1f} s wall, {used:.1f} s CPU, "
         f"peak {peak:.2f} GiB; {len(report.near)} near duplicates at <= {report.limits['']} bits"
     )
 

@@ -1,17 +1,17 @@
-r"""What an operator's corrections change: labelled defects and pictures called anomalous by mistake, before and after.
+r"""What an operator's corrections change: labelled defects and images called anomalous by mistake, before and after.
 
     cdo-ad train DATA --out RUN
     python benchmarks/corrections.py RUN DATA --labelled 10 5 1 --draws 2 --types-labelled blowhole break --marked 20
 
 Each case makes a run with `cdo-ad adapt RUN --epochs N` (0: the networks stay) and judges both runs on the same test
-pictures, none of which the case has learned from:
+images, none of which the case has learned from:
 
-- `--labelled K`: K defects drawn from the test folders, as many of each type as possible. Held out by picture, all
-  other pictures judge; held out by part, those defects of which a near copy (another exposure of the same part) was
+- `--labelled K`: K defects drawn from the test folders, as many of each type as possible. Held out by image, all
+  other images judge; held out by part, those defects of which a near copy (another exposure of the same part) was
   labelled do not judge either.
 - `--types-labelled`: `--of-each` defects of each of these types are labelled, and the figures are told by type, so that
   the others show what labelling does to types that nobody has seen. Held out by part.
-- `--marked N`: false alarms. Every test picture gets a printed number that no good part had before; N good ones (whole
+- `--marked N`: false alarms. Every test image gets a printed number that no good part had before; N good ones (whole
   groups of near copies) are given back as good. All others judge, with the mark and without it.
 
 The table is printed and kept in OUT/corrections.json, the runs in OUT/runs.
@@ -31,26 +31,26 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cdo_ad.training.adapt import adapt
 from cdo_ad.bundle import write_json
 from cdo_ad.cli.options import say
 from cdo_ad.data import read_dataset, read_image, read_mask
-from cdo_ad.data.near_copies import hash_pictures, near_groups, near_limit
-from cdo_ad.inference.detector import load
+from cdo_ad.data.near_copies import hash_images, near_groups, near_limit
 from cdo_ad.errors import CdoError, ConfigError
 from cdo_ad.evaluation.evaluate import evaluate
-from cdo_ad.reporting.tables import FIGURES, figures_of
+from cdo_ad.inference.detector import load
+from cdo_ad.reporting.tables import METRICS_SHOWN, metrics_of
+from cdo_ad.training.adapt import adapt
 from cdo_ad.types import Sample
 
 MARK_CONTRAST = 0.4
-"""A printed number is this many times the picture's mean."""
+"""A printed number is this many times the image's mean."""
 MARK_HEIGHT, MARK_JITTER = 1 / 6, 0.04
-"""Of the picture's height; how far from the same place it is printed, of the picture's sides."""
+"""Of the image's height; how far from the same place it is printed, of the image's sides."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Corrections, and the pictures that judge them; those of `also` are told apart."""
+    """Corrections, and the images that judge them; those of `also` are told apart."""
 
     name: str
     given: Path
@@ -72,11 +72,11 @@ def main(words: Sequence[str] | None = None) -> int:
         after = load(run, backend="torch")
         for judged, samples in case.judged.items():
             for state, detector in (("before", before), ("after", after)):
-                figures = evaluate(detector, samples).figures
+                figures = evaluate(detector, samples).metrics
                 parts = {"": figures, **(figures["per_type"] if case.by_type else {})}
                 for part, found in parts.items():
                     name = " ".join(filter(None, (case.name, judged, part)))
-                    rows.append({"case": name, "state": state, "n": found["n"], "figures": figures_of(found)})
+                    rows.append({"case": name, "state": state, "n": found["n"], "metrics": metrics_of(found)})
                     say(_line(rows[-1]))
     order = list(dict.fromkeys(row["case"] for row in rows))
     print("\n".join(_line(row) for row in sorted(rows, key=lambda row: order.index(row["case"]))))
@@ -112,7 +112,7 @@ def _cases(test: list[Sample], options: argparse.Namespace) -> Iterator[Case]:
             labelled = _drawn(usable, k, random.Random(f"{options.seed} {draw}"))
             name = f"labelled-{k}-draw-{draw}"
             alone = {s.path: i for i, s in enumerate(test)}
-            judged = {"other pictures": _others(test, labelled, alone), "other parts": _others(test, labelled, parts)}
+            judged = {"other images": _others(test, labelled, alone), "other parts": _others(test, labelled, parts)}
             yield Case(name, _labelled_folder(options.out / name, labelled), "bad", judged)
     if options.types_labelled:
         types = {s.defect_type for s in defects}
@@ -127,9 +127,9 @@ def _cases(test: list[Sample], options: argparse.Namespace) -> Iterator[Case]:
 
 
 def _parts(samples: Sequence[Sample]) -> dict[Path, int]:
-    """The group of near copies of each picture, as the split of the good pictures finds them."""
+    """The group of near copies of each image, as the split of the good images finds them."""
     paths = [s.path for s in samples]
-    hashes = hash_pictures(paths)
+    hashes = hash_images(paths)
     bits = np.stack([hashes[path] for path in paths])
     limit = near_limit(bits)
     groups = near_groups(bits, limit).tolist() if limit >= 0 else range(len(paths))
@@ -151,7 +151,7 @@ def _drawn(defects: Sequence[Sample], k: int, chance: random.Random) -> list[Sam
 
 
 def _others(test: Sequence[Sample], learned: Sequence[Sample], parts: dict[Path, int]) -> list[Sample]:
-    """Test pictures of none of the learned ones' parts; good ones judge all, as they were not learned from."""
+    """Test images of none of the learned ones' parts; good ones judge all, as they were not learned from."""
     gone, paths = {parts[s.path] for s in learned}, {s.path for s in learned}
     good_learned = any(not s.anomalous for s in learned)
     return [
@@ -192,16 +192,16 @@ def _marked_case(
 
 
 def _print_number(sample: Sample, folder: Path) -> Path:
-    """The picture with a number of three digits, written beside the others; always the same for the same picture."""
+    """The image with a number of three digits, written beside the others; always the same for the same image."""
     chance = random.Random(sample.path.name)
-    picture = read_image(sample.path)
-    height, width = picture.shape[:2]
+    image = read_image(sample.path)
+    height, width = image.shape[:2]
     ink = Image.new("L", (width, height))
     x, y = (side * (0.5 + chance.uniform(-MARK_JITTER, MARK_JITTER)) for side in (width, height))
     font = ImageFont.load_default(max(8, height * MARK_HEIGHT))
     ImageDraw.Draw(ink).text((x, y), str(chance.randint(100, 999)), fill=255, font=font, anchor="mm")
     share = np.asarray(ink, dtype=np.float32)[..., None] / 255
-    printed = (1 - share) * picture + share * MARK_CONTRAST * picture.mean()
+    printed = (1 - share) * image + share * MARK_CONTRAST * image.mean()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sample.path.stem}.png"
     Image.fromarray(printed.round().astype(np.uint8)).save(path)
@@ -210,7 +210,7 @@ def _print_number(sample: Sample, folder: Path) -> Path:
 
 def _line(row: dict[str, Any]) -> str:
     figures = "   ".join(
-        f"{title} {row['figures'][key]:.3f}" for key, title in FIGURES.items() if key in row["figures"]
+        f"{title} {row['figures'][key]:.3f}" for key, title in METRICS_SHOWN.items() if key in row["metrics"]
     )
     return f"{row['case']:36} {row['state']:7} {row['n']['good']:4} good {row['n']['anomalous']:4} defects   {figures}"
 

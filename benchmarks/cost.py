@@ -1,9 +1,9 @@
-"""What a picture costs with the default recipe, in units of the paper's form: the same pictures and process, in turns.
+"""What an image costs with the default recipe, in units of the paper's form: the same images and process, in turns.
 
-    python benchmarks/cost.py [--rounds 30] [--picture-size 256] [--json FILE]
+    python benchmarks/cost.py [--rounds 30] [--image-size 256] [--json FILE]
 
 Lite0 both times; the paper's form at 256 x 256, the default recipe at its own size with its density. Weights are
-random: speed does not depend on them. A call takes one uint8 picture to map and score; every second call counts.
+random: speed does not depend on them. A call takes one uint8 image to map and score; every second call counts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from cdo_ad import recipes
-from cdo_ad.deploy.stages import measure
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.deploy.export import describe
 from cdo_ad.deploy.graph import openvino_model, write_onnx
+from cdo_ad.deploy.stages import measure
 from cdo_ad.inference.artifact import OpenVinoGraph, load_runtime
 from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 from peers import random_run
@@ -32,16 +32,16 @@ def main() -> None:
     """Build both, measure, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--picture-size", type=int, default=256)
+    parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    picture = np.random.default_rng(0).integers(0, 256, (1, *2 * (options.picture_size,), 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, *2 * (options.image_size,), 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         runs = {recipe: random_run(Path(folder) / recipe, recipes.get(recipe)) for recipe in RECIPES}
         found = {recipe: engines(read_bundle(runs[recipe])) for recipe in RECIPES}
         pairs = [(recipe, engine) for engine in found[RECIPES[0]] for recipe in RECIPES]
         seconds = measure(
-            [lambda recipe=recipe, engine=engine: found[recipe][engine].infer(picture) for recipe, engine in pairs],
+            [lambda recipe=recipe, engine=engine: found[recipe][engine].infer(image) for recipe, engine in pairs],
             options.rounds,
         )
     rows = []

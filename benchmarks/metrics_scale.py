@@ -3,8 +3,8 @@
     python benchmarks/metrics_scale.py --maps 1000 --size 1024
 
 Maps are made as the run goes, so memory is that of the metrics: a smooth field of positive values, rolled and scaled
-differently for each picture; half of the pictures have one to three blobs. Making them is timed by itself. The
-difference is taken on the first `--check` pictures against a plain sort of all their pixels, and on the same pictures
+differently for each image; half of the images have one to three blobs. Making them is timed by itself. The
+difference is taken on the first `--check` images against a plain sort of all their pixels, and on the same images
 with a budget so small that scores must be counted together.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from cdo_ad.evaluation.metrics import PixelMetrics
 
 
-def pictures(count: int, size: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def images(count: int, size: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (map float32, mask bool); the same for the same seed."""
     rng = np.random.default_rng(seed)
     spectrum = np.fft.rfft2(rng.normal(size=(size, size)))
@@ -71,7 +71,7 @@ def plain(maps: list[np.ndarray], masks: list[np.ndarray], limits: tuple[float, 
 def run(count: int, size: int, memory: int) -> tuple[PixelMetrics, float, float]:
     """Fill the metrics: they, seconds to make the maps, seconds in the metrics."""
     metrics, making, adding = PixelMetrics(memory), 0.0, 0.0
-    source = pictures(count, size)
+    source = images(count, size)
     for _ in range(count):
         start = time.perf_counter()
         scores, mask = next(source)
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--maps", type=int, default=1000)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--memory", type=int, default=2 << 30, help="bytes for the counts")
-    parser.add_argument("--check", type=int, default=20, help="pictures of the comparison with a plain sort")
+    parser.add_argument("--check", type=int, default=20, help="images of the comparison with a plain sort")
     args = parser.parse_args()
 
     metrics, making, adding = run(args.maps, args.size, args.memory)
@@ -101,7 +101,7 @@ def main() -> None:
     print({name: round(value, 6) for name, value in values.items()})
 
     if args.check:
-        subset = list(pictures(args.check, args.size))
+        subset = list(images(args.check, args.size))
         exact = plain([m for m, _ in subset], [k for _, k in subset], (0.3, 0.05))
         for name, memory in (("this budget", args.memory), ("4 MiB", 4 << 20)):
             checked = run(args.check, args.size, memory)[0]

@@ -1,16 +1,16 @@
-"""Speed next to anomalib's models: the same pictures, machine and run, in turns.
+"""Speed next to anomalib's models: the same images, machine and run, in turns.
 
     python -m venv peers && peers/bin/pip install "anomalib==2.7.0" openvino onnx onnxscript
     python benchmarks/peers.py --peers-python peers/bin/python [--backbone resnet18] [--rounds 20] [--json FILE]
 
 - Ours: the plain PyTorch form, the fused one, and what export makes of it (ONNX Runtime, OpenVINO, OpenVINO int8, both
-  also with several pictures in flight), with random weights, or of a trained run with `--run`. Quality is not measured
+  also with several images in flight), with random weights, or of a trained run with `--run`. Quality is not measured
   here: the int8 file is not held to its gate.
 - Peers: PaDiM, PatchCore, STFPM, Reverse Distillation on the same backbone where they allow it, EfficientAD on its own,
   each in PyTorch and in anomalib's OpenVINO inferencer. Random weights: speed does not depend on them.
 - anomalib lives in a Python environment of its own and is driven through pipes; each round calls everyone twice, and
   the second time counts.
-- What is timed: one call with uint8 pictures (B, H, W, 3) in memory, to map and score, preprocessing included.
+- What is timed: one call with uint8 images (B, H, W, 3) in memory, to map and score, preprocessing included.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import numpy as np
 if TYPE_CHECKING:
     from cdo_ad.config import Config
 
-BATCH = 8  # pictures a call, for the throughput
-BANK = 32_768  # PatchCore's vectors: its default of 10 % of the positions of 320 pictures
+BATCH = 8  # images a call, for the throughput
+BANK = 32_768  # PatchCore's vectors: its default of 10 % of the positions of 320 images
 PEERS = ("PaDiM", "PatchCore", "STFPM", "EfficientAD", "Reverse Distillation")
 LAYERS = {"tf_efficientnet_lite0": ["blocks.1", "blocks.2", "blocks.4"]}  # strides 4, 8, 16, as ours
 
@@ -71,18 +71,18 @@ def main() -> None:
 
 
 def measure(calls: dict[str, Callable[[np.ndarray], float]], size: int, rounds: int) -> list[dict[str, Any]]:
-    """Median and p99 of single pictures, pictures a second in batches; every round goes through all in turns."""
+    """Median and p99 of single images, images a second in batches; every round goes through all in turns."""
     generator = np.random.default_rng(0)
     times: dict[int, dict[str, list[float]]] = {1: {name: [] for name in calls}, BATCH: {name: [] for name in calls}}
     failed: dict[str, str] = {}
     for count, repeats in ((1, rounds), (BATCH, max(3, rounds // 3))):
-        pictures = generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+        images = generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
         for turn in range(repeats):
             for name, call in calls.items():
                 try:
                     # not counted: the one before left its weights in the caches and its threads spinning
-                    call(pictures)
-                    times[count][name].append(call(pictures))
+                    call(images)
+                    times[count][name].append(call(images))
                 except RuntimeError as error:
                     failed[f"{name}, batch {count}"] = str(error)
             print(f"\rbatch {count}: round {turn + 1} of {repeats}", end="", file=sys.stderr, flush=True)
@@ -142,7 +142,7 @@ def random_run(folder: Path, config: Config) -> Path:
     import torch
 
     from cdo_ad.calibration import Calibration
-    from cdo_ad.method.fit import fit_views
+    from cdo_ad.method.fit import fit_branches
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.training.job import write_run
 
@@ -151,7 +151,7 @@ def random_run(folder: Path, config: Config) -> Path:
     network = CdoNetwork.from_config(config).eval()
     if config.density:
         noise = torch.randint(0, 256, (8, 3, *config.image_size), dtype=torch.uint8)
-        fit_views(network, [noise], len(noise))
+        fit_branches(network, [noise], len(noise))
     scores = [float(i) for i in range(1, 40)]
     data = {"root": "", "category": "", "fingerprint": "0" * 64, "fit": [], "calibration": []}
     folder.mkdir()
@@ -161,14 +161,14 @@ def random_run(folder: Path, config: Config) -> Path:
 
 def ours(run: Path, folder: Path) -> tuple[dict[str, Callable[[np.ndarray], float]], dict[str, str]]:
     """Each of our forms as a call that returns its seconds, and why some are missing."""
-    from cdo_ad.deploy.benchmark import Streamed
-    from cdo_ad.deploy.stages import PlainRuntime
     from cdo_ad.bundle import read_bundle
-    from cdo_ad.errors import CdoError
+    from cdo_ad.deploy.benchmark import Streamed
     from cdo_ad.deploy.export import describe
     from cdo_ad.deploy.graph import openvino_model, save_openvino, write_onnx
-    from cdo_ad.inference.artifact import load_runtime
     from cdo_ad.deploy.int8 import quantise
+    from cdo_ad.deploy.stages import PlainRuntime
+    from cdo_ad.errors import CdoError
+    from cdo_ad.inference.artifact import load_runtime
     from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 
     bundle = read_bundle(run)
@@ -212,9 +212,9 @@ def ours(run: Path, folder: Path) -> tuple[dict[str, Callable[[np.ndarray], floa
 
 
 def _timed(function: Callable[[np.ndarray], object]) -> Callable[[np.ndarray], float]:
-    def call(pictures: np.ndarray) -> float:
+    def call(images: np.ndarray) -> float:
         start = time.perf_counter()
-        function(pictures)
+        function(images)
         return time.perf_counter() - start
 
     return call
@@ -224,7 +224,7 @@ def _timed(function: Callable[[np.ndarray], object]) -> Callable[[np.ndarray], f
 
 
 class Peers:
-    """A process with anomalib that answers one request a line: a peer's name and the pictures' file, to seconds."""
+    """A process with anomalib that answers one request a line: a peer's name and the images' file, to seconds."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         words = [
@@ -249,11 +249,11 @@ class Peers:
         self.calls = {name: self._caller(name) for name in ready["names"]}
 
     def _caller(self, name: str) -> Callable[[np.ndarray], float]:
-        def call(pictures: np.ndarray) -> float:
-            file = Path(self.folder.name) / f"pictures{len(pictures)}.npy"
+        def call(images: np.ndarray) -> float:
+            file = Path(self.folder.name) / f"images{len(images)}.npy"
             if not file.is_file():
-                np.save(file, pictures)
-            self._write({"name": name, "pictures": str(file)})
+                np.save(file, images)
+            self._write({"name": name, "images": str(file)})
             answer = self._read()
             if "error" in answer:
                 raise RuntimeError(answer["error"])
@@ -304,10 +304,10 @@ def work(only: Sequence[str], backbone: str, size: int) -> None:
             calls[f"{title}, OpenVINO"] = _openvino_call(model, size, Path.cwd() / peer.replace(" ", "_"))
         except Exception as error:
             missing[f"{title}, OpenVINO"] = _reason(error)
-    picture = np.zeros((1, size, size, 3), np.uint8)
+    image = np.zeros((1, size, size, 3), np.uint8)
     for name in list(calls):
         try:
-            calls[name](picture)
+            calls[name](image)
         except Exception as error:
             missing[name] = _reason(error)
             del calls[name]
@@ -315,9 +315,9 @@ def work(only: Sequence[str], backbone: str, size: int) -> None:
     loaded: dict[str, np.ndarray] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        pictures = loaded.setdefault(request["pictures"], np.load(request["pictures"]))
+        images = loaded.setdefault(request["images"], np.load(request["images"]))
         try:
-            document: dict[str, Any] = {"seconds": _timed(calls[request["name"]])(pictures)}
+            document: dict[str, Any] = {"seconds": _timed(calls[request["name"]])(images)}
         except Exception as error:
             document = {"error": _reason(error)}
         print(json.dumps(document), file=answers, flush=True)
@@ -359,7 +359,7 @@ def build(peer: str, backbone: str, size: int) -> Any:
 
 
 def _fit(model: Any, size: int) -> None:
-    """A Gaussian, or a memory bank of `BANK` vectors, from a few random pictures."""
+    """A Gaussian, or a memory bank of `BANK` vectors, from a few random images."""
     import torch
 
     model.train()
@@ -377,15 +377,15 @@ def _fit(model: Any, size: int) -> None:
 def _torch_call(model: Any) -> Callable[[np.ndarray], object]:
     import torch
 
-    def call(pictures: np.ndarray) -> object:
+    def call(images: np.ndarray) -> object:
         with torch.inference_mode():
-            return model(torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)
+            return model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
 
     return call
 
 
 def _openvino_call(model: Any, size: int, folder: Path) -> Callable[[np.ndarray], object]:
-    """The inferencer of an export; picture by picture where the export takes one batch size only (PatchCore's does)."""
+    """The inferencer of an export; image by image where the export takes one batch size only (PatchCore's does)."""
     from anomalib.deploy import OpenVINOInferencer
 
     inferencer = OpenVINOInferencer(model.to_openvino(folder, input_size=(size, size)), device="CPU")
@@ -398,7 +398,7 @@ def _openvino_call(model: Any, size: int, folder: Path) -> Callable[[np.ndarray]
         file = model.to_openvino(folder / "fixed", input_size=(size, size), onnx_kwargs=fixed)
     inferencer = OpenVINOInferencer(file, device="CPU")
     inferencer.predict(one)
-    return lambda pictures: [inferencer.predict(picture[None]) for picture in pictures]
+    return lambda images: [inferencer.predict(image[None]) for image in images]
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ JOB is a folder that the parent fills and empties:
 
     job.json             method, seed, backbone, levels, mean, std, device, coreset, epochs
     expert.safetensors   the expert's weights under timm's names
-    fit.npy, judge.npy   (N, 3, h, w) uint8: good pictures to fit, pictures to judge
-    maps/00000.npy       written: the (h, w) float32 map of each picture to judge
+    fit.npy, judge.npy   (N, 3, h, w) uint8: good images to fit, images to judge
+    maps/00000.npy       written: the (h, w) float32 map of each image to judge
     done.json            written last: its (N,) image scores, and versions
 
 Maps and scores are what the model itself gives: anomalib's post-processor, which normalises them, is switched off. Its
 own Lightning modules bring the models, losses and optimisers; only the loop is ours, as its engine would bring the
-post-processor, and a stop by figures of test pictures, back.
+post-processor, and a stop by figures of test images, back.
 """
 
 from __future__ import annotations
@@ -76,28 +76,28 @@ class Peer:
         if needed or unknown:
             raise SystemExit(f"the expert's weights do not fit: {[*needed, *unknown][0]} is in one of both only")
 
-    def batches(self, pictures: Any, order: Any) -> Iterator[Tensor]:
+    def batches(self, images: Any, order: Any) -> Iterator[Tensor]:
         """Normalised (B, 3, h, w) batches, in that order."""
         mean, std = (torch.tensor(self.job[key]).view(3, 1, 1) for key in ("mean", "std"))
         for start in range(0, len(order), BATCH):
-            chosen = torch.from_numpy(np.stack([pictures[i] for i in order[start : start + BATCH]]))
+            chosen = torch.from_numpy(np.stack([images[i] for i in order[start : start + BATCH]]))
             yield ((chosen / 255 - mean) / std).to(self.device)
 
-    def fit(self, pictures: Any) -> None:
-        """Learn from good pictures."""
+    def fit(self, images: Any) -> None:
+        """Learn from good images."""
         self.module.train()
         if self.job["method"] == "stfpm":
-            self._train(pictures)
+            self._train(images)
         else:
-            for batch in self.batches(pictures, range(len(pictures))):
+            for batch in self.batches(images, range(len(images))):
                 self.module.model(batch)
             self.module.fit()
         self.module.eval()
 
-    def _train(self, pictures: Any) -> None:
+    def _train(self, images: Any) -> None:
         optimizer = self.module.configure_optimizers()
         for epoch in range(self.job["epochs"]):
-            for batch in self.batches(pictures, torch.randperm(len(pictures)).tolist()):
+            for batch in self.batches(images, torch.randperm(len(images)).tolist()):
                 loss = self.module.loss(*self.module.model(batch))
                 if not torch.isfinite(loss):
                     raise SystemExit(f"the loss is not a number in epoch {epoch + 1}")
@@ -106,9 +106,9 @@ class Peer:
                 optimizer.step()
 
     @torch.no_grad()
-    def judge(self, pictures: Any) -> Iterator[tuple[np.ndarray, float]]:
-        """The (h, w) map and the image score of each picture."""
-        for batch in self.batches(pictures, range(len(pictures))):
+    def judge(self, images: Any) -> Iterator[tuple[np.ndarray, float]]:
+        """The (h, w) map and the image score of each image."""
+        for batch in self.batches(images, range(len(images))):
             out = self.module.model(batch)
             yield from zip(out.anomaly_map[:, 0].float().cpu().numpy(), out.pred_score.flatten().tolist(), strict=True)
 

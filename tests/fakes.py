@@ -1,4 +1,4 @@
-"""Tiny data sets in the real layouts, made by code: pictures of mixed size (40 to 96 pixels) with defects and masks.
+"""Tiny data sets in the real layouts, made by code: images of mixed size (40 to 96 pixels) with defects and masks.
 
 Each function fills `root` and returns it. The same arguments give the same bytes.
 """
@@ -17,32 +17,32 @@ from PIL import Image
 DEFECTS = ("scratch", "spot")
 
 
-def make_picture(seed: int, defect: str = "good", size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def make_image(seed: int, defect: str = "good", size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(H, W, 3) uint8 texture with a defect, and its (H, W) bool mask."""
     rng = np.random.default_rng(seed)
     height, width = size or (int(rng.integers(40, 97)), int(rng.integers(40, 97)))
     y, x = np.mgrid[:height, :width]
     phase = rng.uniform(0, 2 * np.pi)
     base = 120 + 35 * np.sin(x / 4 + phase) + 20 * np.cos(y / 6) + rng.normal(0, 6, (height, width))
-    picture = np.stack([base, 0.9 * base + 10, 0.8 * base + 20], axis=2)
+    image = np.stack([base, 0.9 * base + 10, 0.8 * base + 20], axis=2)
     mask = np.zeros((height, width), bool)
     if defect == "scratch":
         mask |= (np.abs(y - x * height / width) < 2) & (x > width // 4) & (x < 3 * width // 4)
     elif defect != "good":
         mask |= (y - height // 2) ** 2 + (x - width // 2) ** 2 < (min(height, width) // 6) ** 2
-    picture[mask] = 250 if defect == "scratch" else 10
-    return picture.clip(0, 255).astype(np.uint8), mask
+    image[mask] = 250 if defect == "scratch" else 10
+    return image.clip(0, 255).astype(np.uint8), mask
 
 
 def write(path: Path, array: np.ndarray) -> Path:
-    """Write a picture, making its folders; JPEG at quality 95."""
+    """Write an image, making its folders; JPEG at quality 95."""
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg") else {}
     Image.fromarray(array).save(path, **options)
     return path
 
 
-def write_pictures(
+def write_images(
     folder: Path,
     count: int,
     defect: str = "good",
@@ -51,21 +51,21 @@ def write_pictures(
     suffix: str = "_mask",
     split: str = "test",
 ) -> None:
-    """Write `count` pictures 000, 001, ... into `folder`; masks (0 or 255) into `masks` if given."""
+    """Write `count` images 000, 001, ... into `folder`; masks (0 or 255) into `masks` if given."""
     seed = zlib.crc32(f"{split}/{defect}".encode()) % 2**20
     for i in range(count):
-        picture, mask = make_picture(seed + i, defect)
-        write(folder / f"{i:03d}{ending}", picture)
+        image, mask = make_image(seed + i, defect)
+        write(folder / f"{i:03d}{ending}", image)
         if masks is not None:
             write(masks / f"{i:03d}{suffix}.png", mask.astype(np.uint8) * 255)
 
 
 def make_mvtec(root: Path, train: int = 8, good: int = 3, defective: int = 3) -> Path:
     """One product in the MVTec AD layout: `root`/{train,test,ground_truth}."""
-    write_pictures(root / "train" / "good", train, split="train")
-    write_pictures(root / "test" / "good", good)
+    write_images(root / "train" / "good", train, split="train")
+    write_images(root / "test" / "good", good)
     for defect in DEFECTS:
-        write_pictures(root / "test" / defect, defective, defect, masks=root / "ground_truth" / defect)
+        write_images(root / "test" / defect, defective, defect, masks=root / "ground_truth" / defect)
     return root
 
 
@@ -81,7 +81,7 @@ def make_mvtec3d(
     ):
         folder = root / category / split / kind
         masks = folder / "gt" if split == "test" else None
-        write_pictures(folder / "rgb", count, kind, masks=masks, suffix="", split=split)
+        write_images(folder / "rgb", count, kind, masks=masks, suffix="", split=split)
         (folder / "xyz").mkdir()
         for i in range(count):
             (folder / "xyz" / f"{i:03d}.tiff").write_bytes(b"a point cloud, never read")
@@ -94,7 +94,7 @@ def make_visa(root: Path, train: int = 6, good: int = 2, defective: int = 3, cat
     images = Path(category) / "Data" / "Images"
     for i in range(train + good):
         path = images / "Normal" / f"{i:04d}.JPG"
-        write(root / path, make_picture(i)[0])
+        write(root / path, make_image(i)[0])
         lines.append(f"{category},{'train' if i < train else 'test'},normal,{path.as_posix()},")
     for i in range(defective):
         defect = DEFECTS[i % len(DEFECTS)]
@@ -102,8 +102,8 @@ def make_visa(root: Path, train: int = 6, good: int = 2, defective: int = 3, cat
             images / "Anomaly" / f"{i:03d}.JPG",
             Path(category, "Data", "Masks", "Anomaly", f"{i:03d}.png"),
         )
-        picture, mask = make_picture(1000 + i, defect)
-        write(root / path, picture)
+        image, mask = make_image(1000 + i, defect)
+        write(root / path, image)
         write(root / mask_path, mask.astype(np.uint8) * np.uint8(1 + i % 4))
         lines.append(f"{category},test,anomaly,{path.as_posix()},{mask_path.as_posix()}")
     table = root / "split_csv" / "1cls.csv"
@@ -117,9 +117,9 @@ def make_visa(root: Path, train: int = 6, good: int = 2, defective: int = 3, cat
 
 def make_folder(root: Path, good: int = 8, defective: int = 3, masks: bool = False, ending: str = ".jpg") -> Path:
     """A plain folder: `root`/good and one folder a defect; masks, if any, in `root`/masks/<type>."""
-    write_pictures(root / "good", good, ending=ending, split="train")
+    write_images(root / "good", good, ending=ending, split="train")
     for defect in DEFECTS if defective else ():
-        write_pictures(root / defect, defective, defect, ending, root / "masks" / defect if masks else None)
+        write_images(root / defect, defective, defect, ending, root / "masks" / defect if masks else None)
     return root
 
 

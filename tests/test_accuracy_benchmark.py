@@ -17,9 +17,9 @@ from cdo_ad import recipes
 from cdo_ad.bundle import read_bundle
 from cdo_ad.data import read_dataset, read_mask
 from cdo_ad.data.store import load_all
-from cdo_ad.inference.detector import resize_map
 from cdo_ad.errors import ConfigError
 from cdo_ad.evaluation.metrics import PixelMetrics, image_metrics
+from cdo_ad.inference.detector import resize_map
 from fakes import load_script, make_mvtec, make_mvtec3d
 
 SIZE = 64
@@ -27,7 +27,7 @@ TINY = ["backbone=resnet18", "weights=none", f"image_height={SIZE}", f"image_wid
         "false_alarm_rate=0.1", "calibration_minimum=9"]  # fmt: skip
 
 PEER = '''#!{python}
-"""The distance to the mean good picture, but a failure as STFPM; it counts how often it is called."""
+"""The distance to the mean good image, but a failure as STFPM; it counts how often it is called."""
 import json, shutil, sys
 from pathlib import Path
 import numpy as np
@@ -85,26 +85,26 @@ def test_ours_and_peers_on_one_split_by_one_set_of_metrics(tmp_path: Path, peer:
     expected = [
         figures_by_hand(data, out / "cells" / "parts" / "parts" / f"lite0-{s}" / "run", peer, s) for s in (0, 1)
     ]
-    assert expected[0] != expected[1]  # other good pictures are held out
+    assert expected[0] != expected[1]  # other good images are held out
     [row] = rows_of(document, "PaDiM")
     assert row["settings"] == {"method": "PaDiM", "backbone": "resnet18", "input": f"{SIZE}x{SIZE}"}
     assert row["seeds"] == 2
     for key in ("image.auroc", "pixel.ap"):
         values = [figures[key] for figures in expected]
-        assert row["figures"][key]["mean"] == pytest.approx(statistics.fmean(values))
-        assert row["figures"][key]["std"] == pytest.approx(statistics.stdev(values))
+        assert row["metrics"][key]["mean"] == pytest.approx(statistics.fmean(values))
+        assert row["metrics"][key]["std"] == pytest.approx(statistics.stdev(values))
     [ours] = rows_of(document, "CDO, lite0")
     measured = json.loads((out / "cells/parts/parts/lite0-0/run/metrics.json").read_text())
     other = json.loads((out / "cells/parts/parts/lite0-1/run/metrics.json").read_text())
     mean = statistics.fmean([measured["image"]["auroc"], other["image"]["auroc"]])
-    assert ours["figures"]["image.auroc"]["mean"] == pytest.approx(mean)
+    assert ours["metrics"]["image.auroc"]["mean"] == pytest.approx(mean)
 
     [failed] = rows_of(document, "STFPM")
-    assert failed["figures"] == {} and failed["category"] == "parts: not run"
+    assert failed["metrics"] == {} and failed["category"] == "parts: not run"
     assert any("STFPM was not run: ValueError: broken on purpose" in note for note in document["notes"])
     lines = list(csv.DictReader((out / "parts.csv").read_text().splitlines()))
     assert [line["method"] for line in lines] == ["CDO, lite0", "STFPM", "PaDiM"]
-    assert float(lines[2]["image.auroc"]) == pytest.approx(row["figures"]["image.auroc"]["mean"], abs=1e-6)
+    assert float(lines[2]["image.auroc"]) == pytest.approx(row["metrics"]["image.auroc"]["mean"], abs=1e-6)
     assert r"\begin{tabular}" in (out / "parts.tex").read_text()
     alone = run(data, tmp_path / "alone", *words[:4], "padim", *words[-2:])  # no run of ours to take the split from
     assert rows_of(alone, "PaDiM") == [row]
@@ -119,12 +119,12 @@ def test_ours_and_peers_on_one_split_by_one_set_of_metrics(tmp_path: Path, peer:
 def figures_by_hand(data: Path, bundle: Path, peer: Path, seed: int) -> dict[str, float]:
     """What the peer of the test must get, from the split of our own run."""
     fit = read_bundle(bundle).provenance["data"]["fit"]
-    pictures = load_all([data / name for name in fit], (SIZE, SIZE)).numpy()
-    np.testing.assert_array_equal(np.load(peer.with_name(f"calls-{seed}.npy")), pictures)
-    mean, pixels, labels, scores = pictures.mean(axis=0), PixelMetrics(), [], []
+    images = load_all([data / name for name in fit], (SIZE, SIZE)).numpy()
+    np.testing.assert_array_equal(np.load(peer.with_name(f"calls-{seed}.npy")), images)
+    mean, pixels, labels, scores = images.mean(axis=0), PixelMetrics(), [], []
     for sample in (s for s in read_dataset(data) if s.split == "test"):
-        [picture] = load_all([sample.path], (SIZE, SIZE)).numpy()
-        found = np.abs(picture - mean).mean(axis=0).astype(np.float32)
+        [image] = load_all([sample.path], (SIZE, SIZE)).numpy()
+        found = np.abs(image - mean).mean(axis=0).astype(np.float32)
         own = read_mask(sample.mask_path) if sample.mask_path else None
         size = own.shape if own is not None else size_of(sample.path)
         pixels.update(resize_map(found, size), np.zeros(size, bool) if own is None else own)
@@ -150,7 +150,7 @@ def test_finished_cells_are_kept_and_stale_ones_are_not(tmp_path: Path, peer: Pa
     assert run(data, out, *words) == first and calls(peer)[4:] == ["padim1"]
     run(data, out, *words, "--coreset", "0.5")
     assert calls(peer)[5:] == ["patchcore0", "patchcore1"]
-    make_mvtec(data, train=23)  # test pictures as before, but the last training picture has other pixels
+    make_mvtec(data, train=23)  # test images as before, but the last training image has other pixels
     (data / "train/good/023.png").write_bytes((data / "train/good/000.png").read_bytes())
     run(data, out, *words, "--coreset", "0.5")
     assert len(calls(peer)) == 11
@@ -159,16 +159,16 @@ def test_finished_cells_are_kept_and_stale_ones_are_not(tmp_path: Path, peer: Pa
 @pytest.mark.slow
 def test_settings_of_a_methods_own_and_one_training_for_those_that_share_it(tmp_path: Path) -> None:
     data, out = make_mvtec(tmp_path / "parts", train=24), tmp_path / "out"
-    variants = ["lite0 density=false", "lite0 view_shares=0,1,0,0", "lite0 mom=false"]
+    variants = ["lite0 density=false", "lite0 fusion_weights=0,1,0,0", "lite0 mom=false"]
     document = run(data, out, "--methods", "lite0", *variants)
     assert [row["settings"]["method"] for row in document["rows"]] == [
-        "CDO, lite0", "CDO, lite0, density=false", "CDO, lite0, view_shares=0,1,0,0", "CDO, lite0, mom=false",
+        "CDO, lite0", "CDO, lite0, density=false", "CDO, lite0, fusion_weights=0,1,0,0", "CDO, lite0, mom=false",
     ]  # fmt: skip
     runs = {path.parent.name: read_bundle(path) for path in (out / "cells/parts/parts").glob("*/run")}
     trained = {name for name, bundle in runs.items() if (bundle.path / "train_log.csv").is_file()}
     assert trained == {"lite0-0", "lite0_mom=false-0"}
     assert runs["lite0_density=false-0"].config.density is False
-    assert runs["lite0_view_shares=0,1,0,0-0"].config.shares() == (0, 1, 0, 0)
+    assert runs["lite0_fusion_weights=0,1,0,0-0"].config.shares() == (0, 1, 0, 0)
     assert all(recipes.get("lite0").with_settings(settings.split()) for settings in accuracy.ABLATION)
 
 
@@ -180,10 +180,10 @@ def test_all_products_of_a_layout_with_published_figures_below(tmp_path: Path, p
     document = run(root, tmp_path / "out", "--methods", "padim", "--peers-python", str(peer), "--at-size", "32x32")
     assert [row["category"] for row in document["rows"]] == ["bagel", "rope", "mean of 2", "mean of 10"]
     assert document["rows"][-1]["kind"] == "published"
-    assert document["rows"][-1]["figures"]["pixel.aupro_0.3"]["mean"] == 0.9375
+    assert document["rows"][-1]["metrics"]["pixel.aupro_0.3"]["mean"] == 0.9375
     full = run(root, tmp_path / "full", "--methods", "padim", "--peers-python", str(peer))
-    assert full["rows"][0]["figures"]["image.auroc"] == document["rows"][0]["figures"]["image.auroc"]
-    assert full["rows"][0]["figures"]["pixel.ap"] != document["rows"][0]["figures"]["pixel.ap"]
+    assert full["rows"][0]["metrics"]["image.auroc"] == document["rows"][0]["metrics"]["image.auroc"]
+    assert full["rows"][0]["metrics"]["pixel.ap"] != document["rows"][0]["metrics"]["pixel.ap"]
     assert any("Pixels are compared at 32x32" in note for note in document["notes"])
 
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from cdo_ad import adapt as public_adapt
-from cdo_ad.training.adapt import adapt, refit
 from cdo_ad.bundle import read_bundle
 from cdo_ad.cli.main import app
 from cdo_ad.errors import BundleError, ConfigError, DataError
+from cdo_ad.training.adapt import adapt, refit
 from cdo_ad.training.job import train
 from conftest import TINY
 from fakes import make_mvtec
@@ -30,15 +30,15 @@ def save(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """run/ with a density, its data/, good/ of another shade, bad/ with masks."""
+    """run/ with a density, its data/, good/ of another intensity, bad/ with masks."""
     root = tmp_path_factory.mktemp("adapt")
     data = make_mvtec(root / "data", train=24, good=3, defective=3)
     train(data, root / "run", TINY.replace(density=True, density_context=2, lr=2e-3), device="cpu")
     random = np.random.default_rng(0)
     example = np.asarray(Image.open(sorted((data / "train" / "good").iterdir())[0]).convert("RGB"), dtype=float)
     for i in range(8):
-        picture = (example * 0.6 + random.normal(0, 3, example.shape)).clip(0, 255).astype(np.uint8)
-        save(root / "good" / f"{i}.png", picture)
+        image = (example * 0.6 + random.normal(0, 3, example.shape)).clip(0, 255).astype(np.uint8)
+        save(root / "good" / f"{i}.png", image)
     mask = np.zeros(example.shape[:2], np.uint8)
     mask[10:30, 10:30] = 255
     for i in range(2):
@@ -47,11 +47,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_false_alarms_stop_and_the_old_pictures_stay_good(made: Path) -> None:
+def test_false_alarms_stop_and_the_old_images_stay_good(made: Path) -> None:
     bundle, changes = adapt(made / "run", made / "new", good=made / "good", bad=made / "bad", device="cpu")
     groups = {change.group: change for change in changes}
     assert list(groups) == ["new good", "new bad", "held-out good"]
-    assert groups["new good"].pictures == 8 and groups["new good"].alarms_before == 8
+    assert groups["new good"].images == 8 and groups["new good"].alarms_before == 8
     assert groups["new good"].alarms_after <= 2
     assert groups["held-out good"].alarms_after <= 2
     old = read_bundle(made / "run").provenance["data"]
@@ -129,7 +129,7 @@ def test_what_cannot_be_done_is_said(made: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="epochs must be >= 0, got -1"):
         adapt(made / "run", tmp_path / "new", good=made / "good", epochs=-1)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         adapt(made / "run", tmp_path / "new", good=tmp_path / "empty")
     shutil.copytree(made / "run", tmp_path / "moved")
     config = json.loads((tmp_path / "moved" / "config.json").read_text())

@@ -15,11 +15,11 @@ import pytest
 
 import fakes
 import runs
+from cdo_ad.bundle import Bundle
 from cdo_ad.deploy import benchmark as benchmarking
 from cdo_ad.deploy.benchmark import benchmark, best_batch
-from cdo_ad.deploy.stages import PlainRuntime, measure
-from cdo_ad.bundle import Bundle
 from cdo_ad.deploy.export import export
+from cdo_ad.deploy.stages import PlainRuntime, measure
 from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 
 pytestmark = pytest.mark.slow
@@ -27,22 +27,22 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return runs.make_run(tmp_path_factory.mktemp("benchmark"), pictures=9)
+    return runs.make_run(tmp_path_factory.mktemp("benchmark"), images=9)
 
 
 @pytest.mark.parametrize("score_top", [0.0, 0.01])
 def test_the_plain_form_gives_the_same_answers(score_top: float, tmp_path: Path) -> None:
-    bundle = runs.make_run(tmp_path, pictures=9, score_top=score_top)
+    bundle = runs.make_run(tmp_path, images=9, score_top=score_top)
     plain, fused = (
         kind(load_network(bundle.config, bundle.model_file)) for kind in (PlainRuntime, TorchRuntime)
     )  # fmt: skip
-    pictures = np.stack([fakes.make_picture(seed, "spot", (90, 70))[0] for seed in range(2)])
-    for found, expected in zip(plain.infer(pictures), fused.infer(pictures), strict=True):
+    images = np.stack([fakes.make_image(seed, "spot", (90, 70))[0] for seed in range(2)])
+    for found, expected in zip(plain.infer(images), fused.infer(images), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_stages_machine(bundle: Bundle) -> None:
-    result = benchmark(bundle.path, rounds=3, batch=2, picture_size=(80, 90))
+    result = benchmark(bundle.path, rounds=3, batch=2, image_size=(80, 90))
     json.dumps(result)
     keys = {
         "runtime", "precision", "form", "batch", "latency_ms_median", "latency_ms_p99", "images_per_second",
@@ -74,9 +74,9 @@ def check_stages(stages: dict[str, Any]) -> None:
 
 def test_exported_models_are_measured_too(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="needs the extra runtime")
-    bundle = runs.make_run(tmp_path, pictures=9)
+    bundle = runs.make_run(tmp_path, images=9)
     export(bundle.path)
-    result = benchmark(bundle.path, rounds=1, batch=2, picture_size=(80, 90))
+    result = benchmark(bundle.path, rounds=1, batch=2, image_size=(80, 90))
     rows = [row for row in result["rows"] if row["runtime"] == "openvino-cpu"]
     assert [(row["form"], row["batch"]) for row in rows] == [
         ("fused", 1), ("fused", 2), ("fused-throughput", 2),
@@ -91,12 +91,12 @@ def test_exported_models_are_measured_too(tmp_path: Path) -> None:
     assert 30 < memory["model.xml"] < 0.8 * memory["torch"]  # it loads no torch
 
 
-def test_the_best_batch_is_the_quickest_a_picture() -> None:
+def test_the_best_batch_is_the_quickest_a_image() -> None:
     class Engine:
         name = "double"
 
-        def infer(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            time.sleep({1: 0.01, 2: 0.01, 4: 0.01, 8: 0.04, 16: 0.08}[len(pictures)])
+        def infer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            time.sleep({1: 0.01, 2: 0.01, 4: 0.01, 8: 0.04, 16: 0.08}[len(images)])
             return np.zeros((0, 0, 0), np.float32), np.zeros(0, np.float32)
 
     assert best_batch(Engine(), np.zeros((8, 8, 3), np.uint8)) == 4
@@ -109,14 +109,14 @@ def test_rounds_go_through_all_in_turns() -> None:
     assert [len(t) for t in times] == [3, 3]
 
 
-def test_pictures_that_are_gone_are_replaced_by_noise(tmp_path: Path) -> None:
-    bundle = runs.make_run(tmp_path, pictures=9)
+def test_images_that_are_gone_are_replaced_by_noise(tmp_path: Path) -> None:
+    bundle = runs.make_run(tmp_path, images=9)
     (tmp_path / "data").rename(tmp_path / "moved")
-    assert benchmarking._picture(bundle, (40, 50)).std() > 50
+    assert benchmarking._image(bundle, (40, 50)).std() > 50
 
 
 def test_the_command_prints_json(bundle: Bundle) -> None:
-    words = ["benchmark", str(bundle.path), "--json", "--rounds", "1", "--batch", "2", "--picture-size", "70x60"]
+    words = ["benchmark", str(bundle.path), "--json", "--rounds", "1", "--batch", "2", "--image-size", "70x60"]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as conftest does for this process
     done = subprocess.run(
         [sys.executable, "-m", "cdo_ad.cli.main", *words], capture_output=True, text=True, check=True, env=one_thread

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cdo_ad.calibration import Calibration, conformal_threshold, p_value, pictures_needed
+from cdo_ad.calibration import Calibration, conformal_threshold, images_needed, p_value
 from cdo_ad.errors import BundleError, CalibrationError
 
 
 @pytest.mark.parametrize(("rate", "count"), [(0.05, 19), (0.1, 9), (0.01, 99), (0.5, 1), (0.3, 3), (0.001, 999)])
-def test_pictures_needed(rate, count) -> None:
-    assert pictures_needed(rate) == count
+def test_images_needed(rate, count) -> None:
+    assert images_needed(rate) == count
     conformal_threshold(np.arange(count), rate)
     if count > 1:
         with pytest.raises(CalibrationError, match=f"needs {count} .* there are {count - 1}: add 1 more"):
@@ -28,7 +28,7 @@ def test_rates_outside_the_open_interval_are_refused(rate) -> None:
         conformal_threshold([1.0], rate)
 
 
-def test_p_values_count_ties_against_the_picture() -> None:
+def test_p_values_count_ties_against_the_image() -> None:
     scores = [1.0, 2.0, 2.0, 3.0]
     assert [p_value(scores, s) for s in (0.0, 2.0, 2.5, 3.0, 9.0)] == [1.0, 0.8, 0.4, 0.4, 0.2]
 

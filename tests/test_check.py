@@ -1,4 +1,4 @@
-"""`cdo-ad check`: each finding on a data set that has exactly that fault, and real pictures with known twins."""
+"""`cdo-ad check`: each finding on a data set that has exactly that fault, and real images with known twins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fakes import make_folder, make_mvtec, make_mvtec3d, make_picture, make_visa, write
+from fakes import make_folder, make_image, make_mvtec, make_mvtec3d, make_visa, write
 
 pytest.importorskip("imagehash", reason="the extra `check` is not installed")
 
@@ -27,7 +27,7 @@ CONFIG = recipes.lite0().replace(image_height=64, image_width=64, false_alarm_ra
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Without any fault but mixed sizes: 24 good pictures to train on, all of their own."""
+    """Without any fault but mixed sizes: 24 good images to train on, all of their own."""
     return make_mvtec(tmp_path / "data", train=24)
 
 
@@ -63,13 +63,13 @@ def test_every_orphan_is_named_not_only_the_first(data: Path) -> None:
     for name in ("000", "001"):
         (data / "ground_truth" / "spot" / f"{name}_mask.png").unlink()
     (data / "test" / "scratch" / "002.png").unlink()
-    assert found(data, "orphan-picture") == ["test/spot/000.png", "test/spot/001.png"]
+    assert found(data, "orphan-image") == ["test/spot/000.png", "test/spot/001.png"]
     assert found(data, "orphan-mask") == ["ground_truth/scratch/002_mask.png"]
     assert found(data, "layout") == []
 
 
 def test_a_defect_in_the_training_folder_is_an_error(data: Path) -> None:
-    write(data / "train" / "crack" / "000.png", make_picture(900)[0])
+    write(data / "train" / "crack" / "000.png", make_image(900)[0])
     assert found(data, "defect-in-training") == ["train/crack/000.png"]
 
 
@@ -83,10 +83,10 @@ def test_masks_of_another_size_and_empty_masks(data: Path) -> None:
 
 
 def test_a_defect_of_four_pixels_in_1024_needs_a_larger_input(data: Path) -> None:
-    picture, _ = make_picture(5, size=(1024, 1024))
+    image, _ = make_image(5, size=(1024, 1024))
     mask = np.zeros((1024, 1024), np.uint8)
     mask[500:502, 500:502] = 255
-    write(data / "test" / "spot" / "000.png", picture)
+    write(data / "test" / "spot" / "000.png", image)
     write(data / "ground_truth" / "spot" / "000_mask.png", mask)
     finding = next(f for f in check(data, CONFIG).findings if f.kind == "tiny-defect")
     assert finding.files == ("test/spot/000.png",)
@@ -96,7 +96,7 @@ def test_a_defect_of_four_pixels_in_1024_needs_a_larger_input(data: Path) -> Non
     assert all(f.kind != "tiny-defect" for f in check(data, large).findings)
 
 
-def test_equal_pictures_across_files_formats_and_labels(data: Path) -> None:
+def test_equal_images_across_files_formats_and_labels(data: Path) -> None:
     good = data / "train" / "good" / "000.png"
     Image.open(good).save(data / "test" / "good" / "100.bmp")  # the same pixels in another format
     assert found(data, "equal-across") == ["train/good/000.png = test/good/100.bmp"]
@@ -105,7 +105,7 @@ def test_equal_pictures_across_files_formats_and_labels(data: Path) -> None:
 
 
 def test_a_jpeg_saved_again_as_png_is_equal_and_one_pixel_more_is_not(tmp_path: Path) -> None:
-    """Large enough to be reduced when looked at: what decides is each pixel of the whole picture."""
+    """Large enough to be reduced when looked at: what decides is each pixel of the whole image."""
     rng = np.random.default_rng(0)
     for i in range(24):
         coarse = Image.fromarray(rng.integers(40, 160, (12, 12, 3), dtype=np.uint8))
@@ -123,18 +123,18 @@ def test_the_same_part_under_another_exposure_is_near(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(40):
         coarse = Image.fromarray(rng.integers(40, 160, (10, 10), dtype=np.uint8))
-        picture = np.asarray(coarse.resize((128, 128), Image.Resampling.BICUBIC)).astype(float)
-        write(tmp_path / "train" / "good" / f"{i:03d}.png", picture.astype(np.uint8))
+        image = np.asarray(coarse.resize((128, 128), Image.Resampling.BICUBIC)).astype(float)
+        write(tmp_path / "train" / "good" / f"{i:03d}.png", image.astype(np.uint8))
         if i == 7:
-            darker = 255 * (picture / 255) ** 1.6 * 0.8 + rng.normal(0, 2, picture.shape)
+            darker = 255 * (image / 255) ** 1.6 * 0.8 + rng.normal(0, 2, image.shape)
             write(tmp_path / "test" / "good" / "twin.jpg", darker.clip(0, 255).astype(np.uint8))
     report = check(tmp_path, CONFIG)
     assert [(a, b) for a, b, _ in report.near] == [("train/good/007.png", "test/good/twin.jpg")]
-    assert any("1 of 1 test pictures show nearly what a" in f.text for f in report.findings)
+    assert any("1 of 1 test images show nearly what a" in f.text for f in report.findings)
 
 
 def test_mixed_depth_and_colour_and_low_bits(data: Path) -> None:
-    gray = make_picture(77, size=(64, 64))[0][..., 0].astype(np.uint16)
+    gray = make_image(77, size=(64, 64))[0][..., 0].astype(np.uint16)
     Image.fromarray(gray << 4).save(data / "train" / "good" / "050.png")  # 12 bits in the low bits of 16
     assert found(data, "mixed-depths") == ["train/good/050.png"]
     assert found(data, "mixed-colours") == ["train/good/050.png"]
@@ -145,28 +145,28 @@ def test_mixed_depth_and_colour_and_low_bits(data: Path) -> None:
     assert found(data, "low-bits") is None
 
 
-def test_dark_bright_and_blurred_pictures_stand_out(data: Path) -> None:
+def test_dark_bright_and_blurred_images_stand_out(data: Path) -> None:
     from PIL import ImageFilter
 
     good = data / "train" / "good"
-    picture = make_picture(78, size=(64, 64))[0]
-    write(good / "060.png", picture // 8)
-    write(good / "061.png", np.full_like(picture, 253))
-    Image.fromarray(picture).filter(ImageFilter.GaussianBlur(4)).save(good / "062.png")
+    image = make_image(78, size=(64, 64))[0]
+    write(good / "060.png", image // 8)
+    write(good / "061.png", np.full_like(image, 253))
+    Image.fromarray(image).filter(ImageFilter.GaussianBlur(4)).save(good / "062.png")
     assert found(data, "under-exposed") == ["train/good/060.png"]
     assert found(data, "over-exposed") == ["train/good/061.png"]
     assert "train/good/062.png" in (found(data, "blurred") or [])
 
 
-def test_too_few_pictures_for_the_rate(data: Path) -> None:
+def test_too_few_images_for_the_rate(data: Path) -> None:
     report = check(data, CONFIG.replace(false_alarm_rate=0.01))
     finding = next(f for f in report.findings if f.kind == "too-few-good")
     assert finding.level == "error" and not report.ok
-    assert "needs 99 good calibration pictures, 12 would be held out of 24" in finding.text
+    assert "needs 99 good calibration images, 12 would be held out of 24" in finding.text
     assert "train with  --few" in finding.text
 
 
-def test_a_training_with_few_pictures_holds_none_out(data: Path) -> None:
+def test_a_training_with_few_images_holds_none_out(data: Path) -> None:
     words = ["check", str(data), "--few", "--json", "--false-alarm-rate", "0.01"]
     document = json.loads(CliRunner().invoke(app, words).output)
     assert document["n"]["fit"] == 24 and document["n"]["calibration"] == 0
@@ -192,13 +192,13 @@ def test_near_pairs_equal_the_plain_double_loop() -> None:
     ]
     assert near_pairs(hashes, 60) == expected
     assert near_limit(hashes) == 76
-    assert near_limit(hashes[:100]) == near_limit(hashes)  # at most 76, however few pictures
+    assert near_limit(hashes[:100]) == near_limit(hashes)  # at most 76, however few images
     assert near_limit(np.repeat(hashes[:1], 5, axis=0)) == 0
     assert equal_groups([b"a", b"b", b"a", b"a"]) == [[0, 2, 3]]
 
 
-def test_more_pictures_make_the_limit_stricter() -> None:
-    """Unlike pictures of 64 independent bits: 4 standard deviations hold some 250 of 8 million pairs."""
+def test_more_images_make_the_limit_stricter() -> None:
+    """Unlike images of 64 independent bits: 4 standard deviations hold some 250 of 8 million pairs."""
     hashes = np.repeat(np.random.default_rng(3).random((4000, 64)) < 0.5, 4, axis=1)
     assert near_limit(hashes[:1000]) > near_limit(hashes)
     assert len(near_pairs(hashes, near_limit(hashes))) <= 10
@@ -245,24 +245,24 @@ def test_other_layouts_are_checked(tmp_path: Path, layout: str) -> None:
 
 
 class Brightness:
-    """An engine whose map is the picture's brightness."""
+    """An engine whose map is the image's brightness."""
 
     name = "brightness"
 
-    def infer(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        maps = pictures.mean(axis=3).astype(np.float32)
+    def infer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        maps = images.mean(axis=3).astype(np.float32)
         return maps, maps.mean(axis=(1, 2))
 
 
-def test_a_run_finds_mislabelled_good_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_finds_mislabelled_good_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="the extra `train` is not installed")
     from cdo_ad.inference import detector
     from runs import make_run
 
     bundle = make_run(tmp_path, size=(32, 64))
     data = make_mvtec(tmp_path / "other", train=24)
-    picture = make_picture(3)[0]
-    write(data / "train" / "good" / "007.png", (picture // 4 + 180).astype(np.uint8))
+    image = make_image(3)[0]
+    write(data / "train" / "good" / "007.png", (image // 4 + 180).astype(np.uint8))
     write(data / "test" / "spot" / "002.png", np.full((50, 50, 3), 255, np.uint8))  # a defect may score as it likes
     write(data / "ground_truth" / "spot" / "002_mask.png", np.full((50, 50), 255, np.uint8))
     words = ["check", str(data), "--run", str(bundle.path), "--device", "cpu", "--json"]

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from browser import CHROMIUM, browser_page, numbers
-from fakes import make_mvtec, make_picture, write
+from fakes import make_image, make_mvtec, write
 
 pytest.importorskip("torch", reason="the extra `train` is not installed")
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
@@ -20,11 +20,11 @@ pytest.importorskip("plotly", reason="the extra `report` is not installed")
 from cdo_ad.cli.main import app
 from cdo_ad.errors import BundleError, ConfigError
 from cdo_ad.evaluation.metrics import PixelMetrics, image_metrics
-from cdo_ad.evaluation.pixel_histogram import PixelCounts
-from cdo_ad.reporting.bootstrap import draw, figures_of, interval
+from cdo_ad.evaluation.pixel_histogram import PixelHistograms
+from cdo_ad.evaluation.results import Results, read_results
+from cdo_ad.reporting.bootstrap import draw, interval, metrics_of
 from cdo_ad.reporting.compare import compare
 from cdo_ad.reporting.settings import run_names
-from cdo_ad.evaluation.results import Results, read_results
 
 
 def command(*words: object, code: int = 0) -> str:
@@ -56,7 +56,7 @@ def test_what_evaluate_wrote_is_read(pair: tuple[Path, Path, Path], results: lis
     assert len(first.paths) == 16 and first.anomalous.sum() == 8
     assert first.metrics["data"]["root"] == str(pair[2].resolve()) and len(first.metrics["data"]["fingerprint"]) == 64
     assert (first.decisions == (first.scores > first.threshold)).all()
-    once = figures_of(first, np.ones((1, 16)))
+    once = metrics_of(first, np.ones((1, 16)))
     for key, values in once.items():
         group, _, name = key.partition(".")
         if group in ("image", "pixel"):
@@ -68,7 +68,7 @@ def test_what_evaluate_wrote_is_read(pair: tuple[Path, Path, Path], results: lis
     assert {"scratch.detection_rate", "pixel.aupro_0.05"} <= once.keys()
 
 
-def test_figures_of_a_resample_are_those_of_the_pictures_repeated(tmp_path: Path) -> None:
+def test_figures_of_a_resample_are_those_of_the_images_repeated(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     anomalous = np.arange(9) > 4
     maps = [rng.gamma(2, 1, (20, 30)).astype(np.float32) + 0.5 * bad for bad in anomalous]
@@ -77,7 +77,7 @@ def test_figures_of_a_resample_are_those_of_the_pictures_repeated(tmp_path: Path
         masks[k][2:9, 4:12] = masks[k][12:15, 20:25] = True
         maps[k][masks[k]] += 2
     scores = np.round(np.array([m.max() for m in maps]))  # with ties
-    counts = PixelCounts()
+    counts = PixelHistograms()
     for k, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
         counts.add(k, anomaly_map, mask)
     file = tmp_path / "pixels.npz"
@@ -85,10 +85,10 @@ def test_figures_of_a_resample_are_those_of_the_pictures_repeated(tmp_path: Path
     types = tuple("dent" if bad else "good" for bad in anomalous)
     names = tuple(map(str, range(9)))
     decisions = scores > np.median(scores)
-    run = Results(None, {}, names, types, scores, scores, decisions, PixelCounts.load(file, 9))  # type: ignore[arg-type]
+    run = Results(None, {}, names, types, scores, scores, decisions, PixelHistograms.load(file, 9))  # type: ignore[arg-type]
     times = draw(anomalous, 6, seed=3)
     assert (times[:, ~anomalous].sum(axis=1) == 5).all() and (times[:, anomalous].sum(axis=1) == 4).all()
-    found = figures_of(run, times)
+    found = metrics_of(run, times)
     for r, row in enumerate(times.astype(int)):
         again = np.repeat(np.arange(9), row)
         exact = image_metrics(anomalous[again], scores[again])
@@ -109,7 +109,7 @@ def test_intervals_of_differences_are_paired_and_honest(results: list[Results]) 
     times = draw(results[0].anomalous, 400, 1)
     for row in document["rows"]:
         assert row["values"][0] is not None
-        drawn = [figures_of(run, times)[row["key"]] for run in results]
+        drawn = [metrics_of(run, times)[row["key"]] for run in results]
         expected = np.quantile(drawn[1] - drawn[0], (0.025, 0.975))
         found = row["differences"][0]
         assert (found["low"], found["high"]) == pytest.approx(tuple(expected))
@@ -137,16 +137,16 @@ def test_a_clear_difference_is_called_one(results: list[Results]) -> None:
     assert alarms["differences"][0]["verdict"] in ("better", "not told apart")
 
 
-def test_runs_of_other_pictures_are_refused(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_runs_of_other_images_are_refused(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
     one, two, data = pair
     copy = shutil.copytree(data, tmp_path / "data")
     other = shutil.copytree(two, tmp_path / "other")
     (copy / "test" / "good" / "000.png").rename(copy / "test" / "good" / "900.png")
     command("evaluate", other, copy, "--device", "cpu")
-    with pytest.raises(BundleError, match=r"different test pictures \(1 and 1 .*test/good/000.png.*cdo-ad evaluate"):
+    with pytest.raises(BundleError, match=r"different test images \(1 and 1 .*test/good/000.png.*cdo-ad evaluate"):
         compare([read_results(one), read_results(other)])
     (copy / "test" / "good" / "900.png").unlink()
-    write(copy / "test" / "good" / "000.png", make_picture(4711)[0])
+    write(copy / "test" / "good" / "000.png", make_image(4711)[0])
     command("evaluate", other, copy, "--device", "cpu")
     with pytest.raises(BundleError, match="same names but other content"):
         compare([read_results(one), read_results(other)])
@@ -161,8 +161,8 @@ def test_runs_of_other_pictures_are_refused(pair: tuple[Path, Path, Path], tmp_p
     (other / "pixels.npz").write_bytes(b"no archive")
     with pytest.raises(BundleError, match=r"pixels.npz cannot be read .* evaluate the run again"):
         read_results(other)
-    (other / "pictures.csv").write_text("path,score\na,b\n")
-    with pytest.raises(BundleError, match=r"pictures.csv cannot be read .* cdo-ad evaluate"):
+    (other / "images.csv").write_text("path,score\na,b\n")
+    with pytest.raises(BundleError, match=r"images.csv cannot be read .* cdo-ad evaluate"):
         read_results(other)
     (other / "metrics.json").unlink()
     with pytest.raises(BundleError, match="was not evaluated yet"):
@@ -211,7 +211,7 @@ def test_the_page_in_a_browser(pair: tuple[Path, Path, Path], tmp_path: Path) ->
         assert sorted(drawn) == pytest.approx(sorted(100 * r["differences"][0]["value"] for r in document["rows"]))
         differ = sum(a != b for a, b in zip(*(run["decisions"] for run in document["runs"]), strict=True))
         assert browser.locator("#disagreements tbody tr").count() == differ
-        assert browser.inner_text("#different") == f"{differ} of 16 pictures"
+        assert browser.inner_text("#different") == f"{differ} of 16 images"
         assert browser.locator("#charts .main-svg").count() >= 4
         for width in (1300, 390):
             browser.set_viewport_size({"width": width, "height": 800})

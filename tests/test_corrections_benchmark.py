@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     return out
 
 
-def test_every_case_is_judged_before_and_after_on_the_same_pictures(
+def test_every_case_is_judged_before_and_after_on_the_same_images(
     run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(run), str(tiny_data), "--labelled", "2", "--types-labelled", "scratch", "--of-each", "1",
@@ -34,7 +34,7 @@ def test_every_case_is_judged_before_and_after_on_the_same_pictures(
     assert corrections.main(words) == 0
     rows = json.loads((tmp_path / "out" / "corrections.json").read_text())["rows"]
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    assert cases[:2] == ["labelled-2-draw-0 other pictures", "labelled-2-draw-0 other parts"]
+    assert cases[:2] == ["labelled-2-draw-0 other images", "labelled-2-draw-0 other parts"]
     assert {"marked-1 with the mark", "marked-1 without it"} < set(cases)
     assert {"types-labelled scratch", "types-labelled spot"} < set(cases)
     for case in cases:

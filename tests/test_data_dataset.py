@@ -1,4 +1,4 @@
-"""The store of training pictures: kept or read each time, the same bytes."""
+"""The store of training images: kept or read each time, the same bytes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from cdo_ad.data.store import ImageStore, load_image
 from cdo_ad.data.decode import list_images, read_image
+from cdo_ad.data.store import ImageStore, load_image
 from cdo_ad.errors import ConfigError, DataError, ImageError
-from fakes import make_folder, make_picture, write
+from fakes import make_folder, make_image, write
 
 SIZE = (48, 32)
 
@@ -24,7 +24,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_kept_and_read_pictures_are_the_same_bytes(paths: list[Path], workers: int) -> None:
+def test_kept_and_read_images_are_the_same_bytes(paths: list[Path], workers: int) -> None:
     kept = ImageStore(paths, SIZE, workers=workers)
     read = ImageStore(paths, SIZE, memory_budget=0, workers=workers)
     assert kept.cached and kept.images is not None and not read.cached and read.images is None
@@ -40,10 +40,10 @@ def test_the_budget_counts_the_kept_bytes(paths: list[Path]) -> None:
     assert not ImageStore(paths, SIZE, memory_budget=needed - 1).cached
 
 
-def test_pictures_are_resized_with_antialiasing_and_rounded(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.png", make_picture(0, size=(90, 70))[0])
-    picture = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].double()
-    expected = F.interpolate(picture, size=SIZE, mode="bilinear", antialias=True, align_corners=False)
+def test_images_are_resized_with_antialiasing_and_rounded(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", make_image(0, size=(90, 70))[0])
+    image = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].double()
+    expected = F.interpolate(image, size=SIZE, mode="bilinear", antialias=True, align_corners=False)
     assert (load_image(path, SIZE)[None] - expected).abs().max() <= 0.5 + 1e-3
     same_size = load_image(path, (90, 70))
     np.testing.assert_array_equal(same_size.permute(1, 2, 0).numpy(), read_image(path))
@@ -59,26 +59,24 @@ def test_loader_workers_read_the_same(paths: list[Path]) -> None:
 
 @pytest.mark.parametrize("budget", [2**20, 0], ids=["kept", "read"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_all_bad_pictures_are_named_at_once(paths: list[Path], budget: int, workers: int) -> None:
+def test_all_bad_images_are_named_at_once(paths: list[Path], budget: int, workers: int) -> None:
     for path in (paths[1], paths[7]):
         path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(
-        ImageError, match=r"2 of 9 pictures cannot be used: .*001.jpg, .*007.jpg; .*truncated"
-    ) as caught:
+    with pytest.raises(ImageError, match=r"2 of 9 images cannot be used: .*001.jpg, .*007.jpg; .*truncated") as caught:
         ImageStore(paths, SIZE, memory_budget=budget, workers=workers)
     assert "more" not in str(caught.value)
 
 
-def test_one_bad_picture_and_many(paths: list[Path]) -> None:
+def test_one_bad_image_and_many(paths: list[Path]) -> None:
     paths[3].write_bytes(paths[3].read_bytes()[:-200])
-    with pytest.raises(ImageError, match=r"003.jpg: the picture is truncated"):
+    with pytest.raises(ImageError, match=r"003.jpg: the image is truncated"):
         ImageStore(paths, SIZE)
     missing = [path.with_name(f"x{i}.png") for i, path in enumerate(paths * 2)]
     with pytest.raises(ImageError, match=r"18 of 18 .*x9.png and 8 more; .*x0.png: there is no such file"):
         ImageStore(missing, SIZE)
 
 
-def test_without_verifying_a_bad_picture_shows_when_it_is_read(paths: list[Path]) -> None:
+def test_without_verifying_a_bad_image_shows_when_it_is_read(paths: list[Path]) -> None:
     paths[3].write_bytes(b"nothing")
     store = ImageStore(paths, SIZE, memory_budget=0, verify=False)
     assert store[2].shape == (3, *SIZE)
@@ -108,6 +106,6 @@ def test_arguments_out_of_range(paths: list[Path], size: tuple[int, int], worker
         ImageStore(paths, size, workers=workers)
 
 
-def test_no_pictures() -> None:
-    with pytest.raises(DataError, match="no pictures"):
+def test_no_images() -> None:
+    with pytest.raises(DataError, match="no images"):
         ImageStore([], SIZE)

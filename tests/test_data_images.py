@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cdo_ad.data import images
+from cdo_ad.data import decode as images
 from cdo_ad.data.decode import (
     as_rgb,
     decode_image,
@@ -45,8 +45,8 @@ def over_black(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def pillow(array: np.ndarray, format: str = "PNG", mode: str | None = None, **options: object) -> bytes:
-    picture, file = Image.fromarray(array), io.BytesIO()
-    (picture if mode is None else picture.convert(mode)).save(file, format, **options)
+    image, file = Image.fromarray(array), io.BytesIO()
+    (image if mode is None else image.convert(mode)).save(file, format, **options)
     return file.getvalue()
 
 
@@ -67,10 +67,10 @@ def tiff(array: np.ndarray, **options: object) -> bytes:
 
 
 def palette(transparency: bytes | None = None) -> bytes:
-    picture = Image.fromarray(GRAY % 3).convert("P")
-    picture.putpalette([10, 20, 30, 200, 100, 50, 255, 255, 255])
+    image = Image.fromarray(GRAY % 3).convert("P")
+    image.putpalette([10, 20, 30, 200, 100, 50, 255, 255, 255])
     file = io.BytesIO()
-    picture.save(file, "PNG", **({} if transparency is None else {"transparency": transparency}))
+    image.save(file, "PNG", **({} if transparency is None else {"transparency": transparency}))
     return file.getvalue()
 
 
@@ -164,7 +164,7 @@ def test_jpeg_is_close_to_what_was_written(mode: str) -> None:
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, format: str, orientation: int) -> None:
-    """A camera that turned the picture by `orientation` is undone: every corner is where the eye saw it."""
+    """A camera that turned the image by `orientation` is undone: every corner is where the eye saw it."""
     upright = np.zeros((48, 32, 3), np.uint8)
     upright[:24, :16], upright[:24, 16:], upright[24:, :16], upright[24:, 16:] = 250, 170, 90, 10
     stored = {
@@ -189,7 +189,7 @@ def test_exif_orientation(tmp_path: Path, format: str, orientation: int) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_exif_does_not_lose_the_picture() -> None:
+def test_broken_exif_does_not_lose_the_image() -> None:
     data = pillow(RGB, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode_image(data).shape == RGB.shape
 
@@ -227,7 +227,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("tiff planes, truncated", tiff(PLANES, photometric="rgb", planarconfig="separate")[:-100], "cannot be read"),
     ("bmp, truncated", pillow(NOISE, "BMP")[:-3000], "truncated"),
     ("webp, truncated", pillow(NOISE, "WEBP", lossless=True)[:-3000], "damaged"),
-    ("text", b"this is no picture", "not a JPEG"),
+    ("text", b"this is no image", "not a JPEG"),
     ("a gif", pillow(GRAY, "GIF"), "not a JPEG"),
     ("nothing but a signature", b"\xff\xd8\xff", "not a JPEG"),
     ("tiff, float", tiff(GRAY16.astype(np.float32)), "floating-point"),
@@ -249,17 +249,17 @@ def test_refuses_with_the_name_of_the_file(tmp_path: Path, data: bytes, message:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("width", "height"), [(30000, 20000), (90000, 90000)])
-def test_refuses_pictures_above_the_limit(width: int, height: int) -> None:
+def test_refuses_images_above_the_limit(width: int, height: int) -> None:
     with pytest.raises(ImageError, match="larger than 500,000,000 pixels"):
         decode_image(png_header(width, height))
 
 
-def test_takes_line_scan_pictures_above_the_limit_of_pillow() -> None:
+def test_takes_line_scan_images_above_the_limit_of_pillow() -> None:
     line_scan = Image.new("1", (20000, 9500))
     file = io.BytesIO()
     line_scan.save(file, "PNG")
-    picture = images._open(file.getvalue(), "line scan")  # the header passes; 190 million pixels are not decoded here
-    assert isinstance(picture, Image.Image) and picture.size == (20000, 9500)
+    image = images._open(file.getvalue(), "line scan")  # the header passes; 190 million pixels are not decoded here
+    assert isinstance(image, Image.Image) and image.size == (20000, 9500)
 
 
 @pytest.mark.parametrize(("make", "message"), [
@@ -281,10 +281,10 @@ IDS = np.array([[0, 1, 2, 0]], np.uint8)
 
 
 def indexed(values: np.ndarray, colours: list[int]) -> bytes:
-    picture = Image.fromarray(values).convert("P")
-    picture.putpalette(colours)
+    image = Image.fromarray(values).convert("P")
+    image.putpalette(colours)
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -321,7 +321,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     path.write_bytes(pillow(BINARY))
     assert read_mask(path, shape=(1, 4)).shape == (1, 4)
-    with pytest.raises(ImageError, match=r"mask.png: the mask is 4x1 pixels but its picture is 1x4"):
+    with pytest.raises(ImageError, match=r"mask.png: the mask is 4x1 pixels but its image is 1x4"):
         read_mask(path, shape=(4, 1))
 
 
@@ -408,9 +408,9 @@ def test_write_png16(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_a_jpeg_is_reduced_as_far_as_allowed(size, least, expected) -> None:
     y, x = np.mgrid[: size[0], : size[1]]
-    picture = np.stack([127 + 100 * np.sin(x / 90), 127 + 100 * np.cos(y / 70), (x + y) % 256 * 0 + 60], axis=2)
+    image = np.stack([127 + 100 * np.sin(x / 90), 127 + 100 * np.cos(y / 70), (x + y) % 256 * 0 + 60], axis=2)
     buffer = io.BytesIO()
-    Image.fromarray(picture.astype(np.uint8)).save(buffer, "JPEG", quality=95)
+    Image.fromarray(image.astype(np.uint8)).save(buffer, "JPEG", quality=95)
     reduced, whole = decode_reduced(buffer.getvalue(), "x", least)
     assert (reduced.shape[:2], whole) == (expected, size)
     full = Image.fromarray(decode_image(buffer.getvalue()))
@@ -418,18 +418,18 @@ def test_a_jpeg_is_reduced_as_far_as_allowed(size, least, expected) -> None:
     assert np.abs(means - reduced).mean() < 1.5
 
 
-def test_a_reduced_picture_is_upright_and_a_truncated_one_is_found() -> None:
-    picture = np.zeros((1024, 600, 3), np.uint8)
-    picture[:100] = 250
+def test_a_reduced_image_is_upright_and_a_truncated_one_is_found() -> None:
+    image = np.zeros((1024, 600, 3), np.uint8)
+    image[:100] = 250
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", exif=exif)
+    Image.fromarray(image).save(buffer, "JPEG", exif=exif)
     reduced, whole = decode_reduced(buffer.getvalue(), "x", 256)
     assert whole == (600, 1024) and reduced.shape == (300, 512, 3)
     assert reduced[:, -40:].mean() > 240 and reduced[:, :400].mean() < 10
     with pytest.raises(ImageError, match="truncated or damaged"):
         decode_reduced(buffer.getvalue()[:-900], "x", 256)
     png = io.BytesIO()
-    Image.fromarray(picture).save(png, "PNG")
-    assert decode_reduced(png.getvalue(), "x", 64)[0].shape == picture.shape
+    Image.fromarray(image).save(png, "PNG")
+    assert decode_reduced(png.getvalue(), "x", 64)[0].shape == image.shape

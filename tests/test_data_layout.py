@@ -13,7 +13,7 @@ import pytest
 from cdo_ad.data import LAYOUTS, detect_layout, list_categories, read_dataset, read_image, read_mask
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.types import Sample
-from fakes import make_folder, make_mvtec, make_mvtec3d, make_picture, make_visa, write
+from fakes import make_folder, make_image, make_mvtec, make_mvtec3d, make_visa, write
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "magnetic_tile"
 
@@ -23,8 +23,8 @@ def counts(samples: list[Sample]) -> dict[tuple[str, str, bool], int]:
     return dict(Counter((sample.split, sample.defect_type, sample.mask_path is not None) for sample in samples))
 
 
-def picture_at(path: Path) -> Path:
-    return write(path, make_picture(0)[0])
+def image_at(path: Path) -> Path:
+    return write(path, make_image(0)[0])
 
 
 def replace_folder(root: Path, old: str, new: str) -> Path:
@@ -47,8 +47,8 @@ READS: list[tuple[str, Callable[[Path], object], str, dict[tuple[str, str, bool]
     ("mvtec", make_mvtec, "mvtec", MVTEC),
     ("mvtec, in a parent", lambda root: make_mvtec(root / "bottle"), "mvtec", MVTEC),
     (
-        "mvtec, a stray picture in the parent",
-        lambda root: (make_mvtec(root / "bottle"), picture_at(root / "overview.png")),
+        "mvtec, a stray image in the parent",
+        lambda root: (make_mvtec(root / "bottle"), image_at(root / "overview.png")),
         "mvtec",
         MVTEC,
     ),
@@ -94,15 +94,15 @@ READS: list[tuple[str, Callable[[Path], object], str, dict[tuple[str, str, bool]
         WITH_MASKS,
     ),
     ("good alone", lambda root: make_folder(root, defective=0), "folder", {("train", "good", False): 8}),
-    ("two pictures", lambda root: make_folder(root, good=2, defective=0), "folder", {("train", "good", False): 2}),
+    ("two images", lambda root: make_folder(root, good=2, defective=0), "folder", {("train", "good", False): 2}),
     (
-        "pictures alone",
-        lambda root: [picture_at(root / name) for name in ("a.png", "b.JPG", "c.tif")],
+        "images alone",
+        lambda root: [image_at(root / name) for name in ("a.png", "b.JPG", "c.tif")],
         "folder",
         {("train", "good", False): 3},
     ),
     (
-        "train/ with pictures, test/ by type",
+        "train/ with images, test/ by type",
         lambda root: (replace_folder(make_mvtec(root), "train/good", "t"), replace_folder(root, "t", "train")),
         "folder",
         MVTEC,
@@ -115,7 +115,7 @@ READS: list[tuple[str, Callable[[Path], object], str, dict[tuple[str, str, bool]
         {key: n for key, n in MVTEC.items() if key[0] == "test"},
     ),
     (
-        "a folder without pictures is passed over",
+        "a folder without images is passed over",
         lambda root: (make_folder(root) / "notes").mkdir(),
         "folder",
         GOOD_AND_TYPES,
@@ -134,13 +134,13 @@ def test_reads(
     assert samples == read_dataset(tmp_path, layout)
     assert [s.path for s in samples if s.split == "train"] == sorted(s.path for s in samples if s.split == "train")
     for sample in samples:
-        picture = read_image(sample.path)
+        image = read_image(sample.path)
         if sample.mask_path is not None:
             assert sample.mask_path.stem.removesuffix("_mask") == sample.path.stem
-            assert read_mask(sample.mask_path, picture.shape[:2]).any()
+            assert read_mask(sample.mask_path, image.shape[:2]).any()
 
 
-def test_masks_named_as_their_pictures_and_of_other_endings(tmp_path: Path) -> None:
+def test_masks_named_as_their_images_and_of_other_endings(tmp_path: Path) -> None:
     root = make_mvtec(tmp_path)
     masks = root / "ground_truth" / "spot"
     (masks / "000_mask.png").rename(masks / "000.png")
@@ -158,7 +158,7 @@ def test_the_label_is_the_folders_even_where_the_mask_is_empty(tmp_path: Path) -
     assert next(s for s in read_dataset(root) if s.path == sample.path).anomalous
 
 
-def test_masks_of_good_pictures_are_not_used(tmp_path: Path) -> None:
+def test_masks_of_good_images_are_not_used(tmp_path: Path) -> None:
     root = make_mvtec(tmp_path)
     write(root / "ground_truth" / "good" / "000_mask.png", np.zeros((40, 40), np.uint8))
     assert counts(read_dataset(root)) == MVTEC
@@ -172,7 +172,7 @@ def two(root: Path, make: Callable[[Path], object] = make_mvtec) -> Path:
 
 @pytest.mark.parametrize("make", [
     lambda root: two(root),
-    lambda root: (two(root, make_folder), picture_at(root / "overview.png")),
+    lambda root: (two(root, make_folder), image_at(root / "overview.png")),
     lambda root: (make_mvtec3d(root, category="bottle"), make_mvtec3d(root, category="cable")),
     lambda root: (make_visa(root, category="bottle"), make_visa(root, category="cable")),
 ], ids=["mvtec", "folder", "mvtec3d", "visa"])  # fmt: skip
@@ -209,45 +209,45 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing", lambda root: root.rmdir(), "no such folder"),
     ("a file", lambda root: (root.rmdir(), root.write_text("x")), "is a file"),
     ("empty", lambda root: None, r"found no data here; looked for .*good/"),
-    ("no pictures", lambda root: (root / "notes.txt").write_text("x"), "found no data here"),
-    ("an empty good/", lambda root: (root / "good").mkdir(), "good: holds no pictures"),
+    ("no images", lambda root: (root / "notes.txt").write_text("x"), "found no data here"),
+    ("an empty good/", lambda root: (root / "good").mkdir(), "good: holds no images"),
     (
         "an empty train/good/",
         lambda root: (root / "train" / "good").mkdir(parents=True),
-        "train/good: holds no pictures",
+        "train/good: holds no images",
     ),
     (
         "a mask is missing",
         lambda root: drop(make_mvtec(root), "ground_truth/spot/001_mask.png"),
         "spot/001.png: no mask",
     ),
-    ("a picture is missing", lambda root: drop(make_mvtec(root), "test/spot/001.png"), "001_mask.png: no picture"),
+    ("an image is missing", lambda root: drop(make_mvtec(root), "test/spot/001.png"), "001_mask.png: no image"),
     (
-        "masks of a type without pictures",
+        "masks of a type without images",
         lambda root: shutil.rmtree(make_mvtec(root) / "test" / "spot"),
         "000_mask.png: masks of 'spot'",
     ),
     (
-        "two masks for a picture",
+        "two masks for an image",
         lambda root: shutil.copy(
             make_mvtec(root) / "ground_truth/spot/001_mask.png", root / "ground_truth/spot/001.png"
         ),
         "001_mask.png: 001.png beside it is a mask of the same",
     ),
     (
-        "two pictures of a stem",
-        lambda root: picture_at(make_mvtec(root) / "test/spot/001.jpg"),
+        "two images of a stem",
+        lambda root: image_at(make_mvtec(root) / "test/spot/001.jpg"),
         "001.png: 001.jpg beside",
     ),
     (
         "defects in train/",
-        lambda root: picture_at(make_mvtec(root) / "train/spot/0.png"),
-        "train/spot: only good pictures",
+        lambda root: image_at(make_mvtec(root) / "train/spot/0.png"),
+        "train/spot: only good images",
     ),
     (
-        "a test picture without a type",
-        lambda root: picture_at(make_mvtec(root) / "test/0.png"),
-        "test/0.png: a test picture",
+        "a test image without a type",
+        lambda root: image_at(make_mvtec(root) / "test/0.png"),
+        "test/0.png: a test image",
     ),
     (
         "mvtec3d, a mask is missing",
@@ -255,14 +255,14 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
         "rgb/001.png: no mask",
     ),
     (
-        "mvtec3d, a picture is missing",
+        "mvtec3d, an image is missing",
         lambda root: drop(make_mvtec3d(root), "bagel/test/spot/rgb/001.png"),
         "gt/001.png: no pic",
     ),
     (
         "mvtec3d, defects in validation/",
-        lambda root: picture_at(make_mvtec3d(root) / "bagel/validation/spot/rgb/0.png"),
-        "spot: only good pictures",
+        lambda root: image_at(make_mvtec3d(root) / "bagel/validation/spot/rgb/0.png"),
+        "spot: only good images",
     ),
     (
         "visa, no split file",
@@ -270,7 +270,7 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
         "1cls.csv: VisA's own split is missing",
     ),
     (
-        "visa, a picture is missing",
+        "visa, an image is missing",
         lambda root: drop(make_visa(root), "candle/Data/Images/Anomaly/001.JPG"),
         "001.JPG: named in",
     ),
@@ -290,18 +290,18 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "visa, an empty table",
         lambda root: (make_visa(root) / "split_csv/1cls.csv").write_text("object,split,label,image,mask\n"),
-        "names no pictures",
+        "names no images",
     ),
-    ("pictures beside good/", lambda root: picture_at(make_folder(root) / "0.png"), "0.png: a picture outside"),
+    ("images beside good/", lambda root: image_at(make_folder(root) / "0.png"), "0.png: an image outside"),
     (
         "no good/",
         lambda root: shutil.rmtree(make_folder(root) / "good"),
-        r"folders of pictures \(scratch, spot\) but none named",
+        r"folders of images \(scratch, spot\) but none named",
     ),
     (
-        "pictures beside folders",
-        lambda root: (shutil.rmtree(make_folder(root) / "good"), picture_at(root / "0.png")),
-        "not clear which pictures are good",
+        "images beside folders",
+        lambda root: (shutil.rmtree(make_folder(root) / "good"), image_at(root / "0.png")),
+        "not clear which images are good",
     ),
 ]
 
@@ -335,7 +335,7 @@ def test_layouts_are_a_closed_list(tmp_path: Path) -> None:
         read_dataset(tmp_path, "coco")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the magnetic tile pictures are not on this machine")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the magnetic tile images are not on this machine")
 def test_magnetic_tile() -> None:
     samples = read_dataset(REAL)
     types = ("blowhole", "break", "crack", "fray", "uneven")

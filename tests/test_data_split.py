@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from cdo_ad.data import fingerprint, hold_out, read_dataset, split_by_part, split_good
-from cdo_ad.data.near_copies import hash_pictures, near_groups
+from cdo_ad.data.near_copies import hash_images, near_groups
 from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.types import Sample
-from fakes import make_mvtec, make_mvtec3d, make_picture, write
+from fakes import make_image, make_mvtec, make_mvtec3d, write
 
 
 def good(n: int, root: str = "/data") -> list[Sample]:
@@ -36,7 +36,7 @@ def test_share_and_minimum(share: float, minimum: int, expected: int) -> None:
 
 
 def test_the_draw_is_frozen() -> None:
-    """These pictures, on every machine and with every numpy: a changed draw would change calibrated thresholds."""
+    """These images, on every machine and with every numpy: a changed draw would change calibrated thresholds."""
     names = [sample.path.stem for sample in hold_out(good(12), share=0.25, minimum=0, seed=3)[1]]
     assert names == ["0000", "0004", "0009"]
 
@@ -50,21 +50,21 @@ def test_only_names_and_seed_decide() -> None:
     assert [sample.path.name for sample in hold_out(samples, seed=1)[1]] != expected
 
 
-def test_own_calibration_pictures_are_taken(tmp_path: Path) -> None:
+def test_own_calibration_images_are_taken(tmp_path: Path) -> None:
     samples = read_dataset(make_mvtec3d(tmp_path))
     fit, calibration = hold_out(samples)
     assert (len(fit), len(calibration)) == (6, 3)
     assert all("validation" in sample.path.parts for sample in calibration)
 
 
-def test_test_pictures_never_enter(tmp_path: Path) -> None:
+def test_test_images_never_enter(tmp_path: Path) -> None:
     fit, calibration = hold_out(read_dataset(make_mvtec(tmp_path)))
     assert all("train" in sample.path.parts for sample in fit + calibration)
 
 
 @pytest.mark.parametrize("samples", [[], good(1), [Sample(Path("a.png"), "test")] * 5])
 def test_too_few(samples: list[Sample]) -> None:
-    with pytest.raises(DataError, match=r"at least 2 are needed.*add good pictures"):
+    with pytest.raises(DataError, match=r"at least 2 are needed.*add good images"):
         hold_out(samples)
 
 
@@ -78,7 +78,7 @@ def test_arguments_out_of_range(options: dict[str, float]) -> None:
 
 
 def hashed(sizes: list[int]) -> dict[Path, np.ndarray]:
-    """Hashes of pictures in groups of these sizes: chains of steps of 30 bits; some 128 bits lie between groups."""
+    """Hashes of images in groups of these sizes: chains of steps of 30 bits; some 128 bits lie between groups."""
     rng = np.random.default_rng(0)
     bits = []
     for size in sizes:
@@ -96,12 +96,12 @@ def near_copies(hashes: dict[Path, np.ndarray]) -> list[tuple[Path, Path]]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_near_copies_are_never_on_both_sides(seed: int) -> None:
-    hashes = hashed([1] * 60 + [2] * 40 + [5] * 12)  # 200 pictures
+    hashes = hashed([1] * 60 + [2] * 40 + [5] * 12)  # 200 images
     split = split_good(good(200), seed=seed, hashes=hashes)
     assert split.grouped and len(split.calibration) == 20 and len(split.fit) == 180
     held_out = {s.path for s in split.calibration}
     assert all((p in held_out) == (q in held_out) for p, q in near_copies(hashes))
-    assert "140 of 200 pictures have near copies" in split.note
+    assert "140 of 200 images have near copies" in split.note
     apart = {s.path for s in hold_out(good(200), seed=seed)[1]}
     assert any((p in apart) != (q in apart) for p, q in near_copies(hashes))
     again = split_good(random.Random(1).sample(good(200), 200), seed=seed, hashes=hashes)
@@ -120,23 +120,23 @@ def test_groups_that_do_not_fit_come_on_top() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "why"), [
-    ([60] + [1] * 40, "60 of 100 pictures are near copies"),
+    ([60] + [1] * 40, "60 of 100 images are near copies"),
     ([45, 45] + [1] * 10, "too large to be held out whole"),
 ])  # fmt: skip
-def test_where_groups_cannot_be_held_out_pictures_are_drawn_and_it_is_said(sizes: list[int], why: str) -> None:
+def test_where_groups_cannot_be_held_out_images_are_drawn_and_it_is_said(sizes: list[int], why: str) -> None:
     split = split_good(good(100), hashes=hashed(sizes))
     assert not split.grouped and why in split.note and "more false alarms on new parts" in split.note
     assert (split.fit, split.calibration) == hold_out(good(100))
 
 
-def test_pictures_that_are_all_alike_are_drawn_one_by_one() -> None:
+def test_images_that_are_all_alike_are_drawn_one_by_one() -> None:
     rng = np.random.default_rng(0)
     split = split_good(good(50), hashes={s.path: rng.random(256) < 0.015 for s in good(50)})
     assert not split.grouped and "so alike that near copies cannot be told" in split.note
     assert (split.fit, split.calibration) == hold_out(good(50))
 
 
-def test_own_calibration_pictures_need_no_groups(tmp_path: Path) -> None:
+def test_own_calibration_images_need_no_groups(tmp_path: Path) -> None:
     split = split_good(read_dataset(make_mvtec3d(tmp_path)), hashes={})
     assert len(split.calibration) == 3 and not split.grouped and "own calibration" in split.note
 
@@ -153,17 +153,17 @@ def test_groups_are_joined_through_others_and_across_blocks() -> None:
     assert groups[:5].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_pictures_of_one_part_are_hashed_alike(tmp_path: Path) -> None:
+def test_images_of_one_part_are_hashed_alike(tmp_path: Path) -> None:
     pytest.importorskip("imagehash", reason="the extra `train` is not installed")
-    one, other = make_picture(1, size=(90, 90))[0], make_picture(2, size=(90, 90))[0]
+    one, other = make_image(1, size=(90, 90))[0], make_image(2, size=(90, 90))[0]
     paths = [write(tmp_path / "a.png", one), write(tmp_path / "b.png", one // 2), write(tmp_path / "c.png", other)]
-    hashes = hash_pictures(paths)
+    hashes = hash_images(paths)
     assert list(hashes) == paths
     near, far = ((hashes[paths[0]] ^ hashes[p]).sum() for p in paths[1:])
     assert near < 40 < far
 
 
-def test_pictures_are_hashed_where_a_draw_needs_them(tmp_path: Path) -> None:
+def test_images_are_hashed_where_a_draw_needs_them(tmp_path: Path) -> None:
     pytest.importorskip("imagehash", reason="the extra `train` is not installed")
     rng = np.random.default_rng(5)
     for i in range(30):  # 30 parts, each under three exposures
@@ -200,7 +200,7 @@ def test_fingerprint_follows_the_data_and_not_the_place(tmp_path: Path) -> None:
     mask.write_bytes(mask.read_bytes() + b"\0")
     changed_mask = fingerprint(copy, tmp_path / "b")
     assert changed_mask != first
-    write(copy[0].path, make_picture(99)[0])
+    write(copy[0].path, make_image(99)[0])
     assert fingerprint(copy, tmp_path / "b") not in (first, changed_mask)
     copy[0].path.unlink()
     with pytest.raises(DataError, match=r"000.png: cannot be read"):

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from cdo_ad import bundle as bundles
-from cdo_ad.training import loop as training_loop
 from cdo_ad.data import read_dataset
 from cdo_ad.data.defects import load_defects, read_defects
-from cdo_ad.inference.detector import load
 from cdo_ad.errors import DataError
 from cdo_ad.evaluation.evaluate import evaluate
+from cdo_ad.inference.detector import load
 from cdo_ad.inference.engines.torch import load_network
+from cdo_ad.training import loop as training_loop
 from cdo_ad.training.job import train
 from conftest import TINY
 from fakes import make_mvtec
@@ -29,10 +29,10 @@ def save(path: Path, values: np.ndarray) -> None:
 
 
 def striped(seed: int) -> np.ndarray:
-    """A gray picture with a defect that white noise does not resemble: a faint even square."""
-    picture = np.random.default_rng(seed).normal(120, 6, (64, 64))
-    picture[20:40, 20:40] = picture[20:40, 20:40] * 0 + 120
-    return picture.astype(np.uint8)
+    """A gray image with a defect that white noise does not resemble: a faint even square."""
+    image = np.random.default_rng(seed).normal(120, 6, (64, 64))
+    image[20:40, 20:40] = image[20:40, 20:40] * 0 + 120
+    return image.astype(np.uint8)
 
 
 def square() -> np.ndarray:
@@ -63,7 +63,7 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         read_defects(tmp_path / "nowhere")
     (folder / "masks" / "1_mask.png").unlink()
-    with pytest.raises(DataError, match=r"1\.png: no mask belongs to this picture"):
+    with pytest.raises(DataError, match=r"1\.png: no mask belongs to this image"):
         read_defects(folder)
     save(folder / "masks" / "1_mask.png", np.zeros((64, 64), np.uint8))
     with pytest.raises(DataError, match=r"1_mask\.png: the mask is empty"):
@@ -127,6 +127,6 @@ def test_evaluate_leaves_out_the_defects_that_were_learned(tmp_path: Path) -> No
         (taught / "test" / folder.name / sample.path.name).symlink_to(sample.path)
         (taught / "ground_truth" / folder.name / sample.mask_path.name).symlink_to(sample.mask_path)
     train(data, tmp_path / "run", TINY.replace(epochs=1), device="cpu", defects=taught)
-    figures = evaluate(load(tmp_path / "run", backend="torch"), read_dataset(data)).figures
+    figures = evaluate(load(tmp_path / "run", backend="torch"), read_dataset(data)).metrics
     total = len([s for s in read_dataset(data) if s.anomalous])
     assert figures["n"]["learned"] == 3 and figures["n"]["anomalous"] == total - 3

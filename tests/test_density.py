@@ -1,4 +1,4 @@
-"""The density: against independent formulas, against leaving pictures out for real, and what it promises."""
+"""The density: against independent formulas, against leaving images out for real, and what it promises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cdo_ad.errors import ConfigError
-from cdo_ad.method.density import Density, Gaussian, Moments, position_vectors, shades, to_grid
+from cdo_ad.method.density import Density, Gaussian, Moments, intensities, position_vectors, to_grid
 
 SHAPES = [(3, 12, 8), (4, 6, 4), (5, 3, 2)]
 SIZE = (48, 32)
@@ -37,16 +37,16 @@ def fitted(vectors: Tensor, context: Tensor, components: int, shrinkage: float =
 
 def batch(count: int, seed: int = 0) -> tuple[Tensor, list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.randint(90, 110, (count, 3, *SIZE), generator=generator, dtype=torch.uint8)
-    return pictures, [torch.randn(count, *shape, generator=generator) + 3 for shape in SHAPES]
+    images = torch.randint(90, 110, (count, 3, *SIZE), generator=generator, dtype=torch.uint8)
+    return images, [torch.randn(count, *shape, generator=generator) + 3 for shape in SHAPES]
 
 
 def fit(density: Density, count: int, seeds: int) -> None:
-    """Fit on `seeds` batches of `count` pictures and scale by what each of them scores without itself."""
+    """Fit on `seeds` batches of `count` images and scale by what each of them scores without itself."""
     moments = density.moments()
     batches = [batch(count, seed) for seed in range(seeds)]
-    for pictures, features in batches:
-        density.add(moments, pictures, features)
+    for images, features in batches:
+        density.add(moments, images, features)
     density.fit(moments)
     scores = [torch.stack([peak(m) for m in density.left_out(*given)]) for given in batches]
     density.usual.copy_(torch.cat(scores, dim=1).mean(dim=1))
@@ -54,8 +54,8 @@ def fit(density: Density, count: int, seeds: int) -> None:
 
 def fit_to(density: Density, batches: list[tuple[Tensor, list[Tensor]]]) -> None:
     moments = density.moments()
-    for pictures, features in batches:
-        density.add(moments, pictures, features)
+    for images, features in batches:
+        density.add(moments, images, features)
     density.fit(moments)
 
 
@@ -71,12 +71,12 @@ def test_pooling_averages_the_neighbours_that_exist() -> None:
 
 
 def test_shades_are_mean_logs_and_a_factor_is_a_shift() -> None:
-    pictures = torch.arange(5.0).reshape(1, 1, 5, 1).expand(1, 3, 5, 1) * 10
+    images = torch.arange(5.0).reshape(1, 1, 5, 1).expand(1, 3, 5, 1) * 10
     logs = (torch.arange(5.0) * 10 + 8).log()
     expected = torch.stack([logs[:2].sum() + logs[2] / 2, logs[2] / 2 + logs[3:].sum()]) / 2.5
-    torch.testing.assert_close(shades(pictures, (2, 1))[0, 0, :, 0], expected)
+    torch.testing.assert_close(intensities(images, (2, 1))[0, 0, :, 0], expected)
     bright = torch.full((1, 3, 8, 8), 200.0)
-    change = shades(bright, (2, 2)) - shades((bright + 8) / 2 - 8, (2, 2))
+    change = intensities(bright, (2, 2)) - intensities((bright + 8) / 2 - 8, (2, 2))
     torch.testing.assert_close(change, torch.full_like(change, 2).log())
 
 
@@ -108,7 +108,7 @@ def test_given_the_context_it_is_the_conditional_of_the_joint_gaussian() -> None
 
 
 @pytest.mark.parametrize("components", [0, 3])
-def test_left_out_equals_a_fit_without_the_picture(components: int) -> None:
+def test_left_out_equals_a_fit_without_the_image(components: int) -> None:
     vectors, context = related(40)
     gaussian = fitted(vectors, context, components)
     got = gaussian.left_out(vectors, context, 40) * gaussian.spread
@@ -119,7 +119,7 @@ def test_left_out_equals_a_fit_without_the_picture(components: int) -> None:
         torch.testing.assert_close(got[[i]], expected)
 
 
-def test_moments_do_not_depend_on_how_pictures_come() -> None:
+def test_moments_do_not_depend_on_how_images_come() -> None:
     vectors, context = related(10)
     one, many = moments_of(vectors, context), Moments(2, 4, 3)
     for part in torch.arange(10).split(3):
@@ -133,7 +133,7 @@ def test_moments_do_not_depend_on_how_pictures_come() -> None:
 
 
 @pytest.mark.parametrize("count", [24, 60, 400])
-def test_new_good_pictures_are_at_distance_one(count: int) -> None:
+def test_new_good_images_are_at_distance_one(count: int) -> None:
     mixing = normal(16, 16, seed=3)
     vectors, context = normal(40, count + 400, 16, seed=4) @ mixing, normal(count + 400, 2, seed=5)
     gaussian = fitted(vectors[:, :count], context[:count], components=2, shrinkage=1e-3)
@@ -143,42 +143,42 @@ def test_new_good_pictures_are_at_distance_one(count: int) -> None:
     assert seen < unseen
 
 
-def test_new_good_pictures_score_one_in_each_view() -> None:
+def test_new_good_images_score_one_in_each_view() -> None:
     density = Density(SHAPES, SIZE, components=2)
     fit(density, 30, 4)
-    for view in density(*batch(100, 50)):
-        assert float(peak(view).mean()) == pytest.approx(1, rel=0.05)
+    for branch in density(*batch(100, 50)):
+        assert float(peak(branch).mean()) == pytest.approx(1, rel=0.05)
 
 
 def test_an_odd_place_stands_out_where_it_is() -> None:
     density = Density(SHAPES, SIZE, components=2)
     fit(density, 30, 4)
-    pictures, features = batch(1, 99)
-    before = density(pictures, features)
+    images, features = batch(1, 99)
+    before = density(images, features)
     odd = [f.clone() for f in features]
     odd[1][:, :, 4, 3] += 9
-    change = density(pictures, odd)[0] - before[0]
+    change = density(images, odd)[0] - before[0]
     row, column = divmod(int(change.flatten().argmax()), 4)
     assert abs(row - 4) <= 1 and abs(column - 3) <= 1  # the neighbourhood is 3 x 3
-    dark = pictures.clone()
+    dark = images.clone()
     dark[..., 30:36, 20:24] -= 40
     change = density(dark, features)[2] - before[2]
     row, column = divmod(int(change.flatten().argmax()), change.shape[-1])
     assert change.shape == (1, 16, 11) and row in (10, 11) and column in (6, 7, 8)
 
 
-def test_a_picture_that_is_darker_as_a_whole_is_less_odd_with_context() -> None:
+def test_a_image_that_is_darker_as_a_whole_is_less_odd_with_context() -> None:
     def lit(count: int, seed: int) -> tuple[Tensor, list[Tensor]]:
-        pictures, features = batch(count, seed)
+        images, features = batch(count, seed)
         light = torch.linspace(0.6, 1.4, count).view(-1, 1, 1, 1)
-        return (pictures * light).to(torch.uint8), features
+        return (images * light).to(torch.uint8), features
 
     scores = {}
     for components in (0, 2):
         density = Density(SHAPES, SIZE, components)
         fit_to(density, [lit(60, seed) for seed in range(3)])
-        pictures, features = lit(20, 9)
-        stained = pictures.clone()
+        images, features = lit(20, 9)
+        stained = images.clone()
         stained[..., 12:24, 8:16] = (stained[..., 12:24, 8:16] * 0.9).to(torch.uint8)
         scores[components] = float(peak(density(stained, features)[2]).mean())
     assert scores[2] > 1.5 * scores[0]
@@ -198,41 +198,41 @@ def test_levels_of_many_channels_are_cut() -> None:
     density = Density([(8, 4, 4), (300, 4, 4), (200, 2, 2)], (16, 16))
     assert [g.mean.shape[2] for g in density._gaussians()] == [128, 128, 3]
     features = [torch.randn(20, *shape) for shape in [(8, 4, 4), (300, 4, 4), (200, 2, 2)]]
-    pictures = torch.randint(0, 255, (20, 3, 16, 16), dtype=torch.uint8)
-    fit_to(density, [(pictures, features)])
-    assert all(bool(view.isfinite().all()) for view in density(pictures, features))
+    images = torch.randint(0, 255, (20, 3, 16, 16), dtype=torch.uint8)
+    fit_to(density, [(images, features)])
+    assert all(bool(branch.isfinite().all()) for branch in density(images, features))
 
 
 @pytest.mark.parametrize("count", [2, 4, 8])
-def test_a_handful_of_pictures_gives_finite_maps(count: int) -> None:
+def test_a_handful_of_images_gives_finite_maps(count: int) -> None:
     density = Density(SHAPES, SIZE, components=2)
     fit(density, count, 1)
-    assert all(bool(view.isfinite().all()) for view in density(*batch(3, 8)))
+    assert all(bool(branch.isfinite().all()) for branch in density(*batch(3, 8)))
 
 
 def test_a_place_that_never_changes_counts_for_nothing_until_it_does() -> None:
     def framed(count: int, seed: int) -> tuple[Tensor, list[Tensor]]:
-        pictures, features = batch(count, seed)
-        pictures[..., :6, :] = 0
-        return pictures, features
+        images, features = batch(count, seed)
+        images[..., :6, :] = 0
+        return images, features
 
     density = Density(SHAPES, SIZE, components=2)
     fit_to(density, [framed(50, seed) for seed in range(2)])
-    pictures, features = framed(1, 9)
-    shade = density(pictures, features)[2]
-    assert float(shade[0, 0].max()) < 0.1 < float(shade[0, 8].max())
-    pictures[..., :6, :8] = 60
-    assert float(density(pictures, features)[2][0, 0].max()) > 2
+    images, features = framed(1, 9)
+    intensity = density(images, features)[2]
+    assert float(intensity[0, 0].max()) < 0.1 < float(intensity[0, 8].max())
+    images[..., :6, :8] = 60
+    assert float(density(images, features)[2][0, 0].max()) > 2
 
 
-def test_impossible_settings_and_pictures_are_named() -> None:
+def test_impossible_settings_and_images_are_named() -> None:
     with pytest.raises(ConfigError, match=r"density_context must lie in 0\.\.5 here, got 6"):
         Density(SHAPES, SIZE, components=6)
     density = Density(SHAPES, SIZE, components=2)
-    with pytest.raises(ConfigError, match="at least 2 good pictures, got 1"):
+    with pytest.raises(ConfigError, match="at least 2 good images, got 1"):
         fit(density, 1, 1)
-    pictures, features = batch(1)
-    same = pictures.expand(4, -1, -1, -1), [f.expand(4, -1, -1, -1) for f in features]
+    images, features = batch(1)
+    same = images.expand(4, -1, -1, -1), [f.expand(4, -1, -1, -1) for f in features]
     with pytest.raises(ConfigError, match="no variation"):
         fit_to(density, [same])
 

@@ -9,10 +9,10 @@ from scipy import ndimage
 
 from cdo_ad.calibration import Calibration
 from cdo_ad.data import read_dataset, read_image
-from cdo_ad.inference.detector import Detector, load, read_ahead, resize_map
-from cdo_ad.inference.overlay import heat, map16, overlay, side_by_side
 from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.evaluation.evaluate import evaluate
+from cdo_ad.inference.detector import Detector, load, read_ahead, resize_map
+from cdo_ad.inference.overlay import heat, map16, overlay, side_by_side
 from cdo_ad.inference.predict import Failure, expand, predict_files
 from cdo_ad.inference.regions import find_regions
 from cdo_ad.types import Prediction, Sample
@@ -20,12 +20,12 @@ from fakes import make_mvtec, write
 
 
 class Brightness:
-    """A runtime whose map is the picture's red channel, at its own size, and whose score is the maximum."""
+    """A runtime whose map is the image's red channel, at its own size, and whose score is the maximum."""
 
     name = "brightness"
 
-    def infer(self, pictures):
-        maps = pictures[..., 0].astype(np.float32)
+    def infer(self, images):
+        maps = images[..., 0].astype(np.float32)
         return maps, maps.reshape(len(maps), -1).max(axis=1)
 
 
@@ -40,10 +40,10 @@ def gray(value: int, height: int = 20, width: int = 30) -> np.ndarray:
 
 
 def test_predict_gives_score_p_value_decision_map_and_regions(bright) -> None:
-    picture = gray(50)
-    picture[2:5, 3:9] = 200
-    picture[10, 20] = 150
-    result = bright.predict(picture)
+    image = gray(50)
+    image[2:5, 3:9] = 200
+    image[10, 20] = 150
+    result = bright.predict(image)
     assert (result.score, result.p_value, result.anomalous, result.threshold) == (200.0, 1 / 20, True, 109.0)
     assert result.anomaly_map.shape == result.mask.shape == (20, 30)
     assert [r.box for r in result.regions] == [(3, 2, 6, 3), (20, 10, 1, 1)]
@@ -63,14 +63,14 @@ def test_predict_gives_score_p_value_decision_map_and_regions(bright) -> None:
         gray(60).astype(np.uint16) * 257,
     ],
 )
-def test_predict_takes_the_kinds_of_pictures_that_cameras_give(bright, image) -> None:
+def test_predict_takes_the_kinds_of_images_that_cameras_give(bright, image) -> None:
     assert bright.predict(image).score == 60.0
 
 
 @pytest.mark.parametrize(
     "image", [gray(1)[:, :1], gray(1)[:7], gray(1) / 255.0, gray(1)[None], np.zeros((0, 0), np.uint8)]
 )
-def test_predict_refuses_what_is_no_picture(bright, image) -> None:
+def test_predict_refuses_what_is_no_image(bright, image) -> None:
     with pytest.raises(ImageError):
         bright.predict(image)
 
@@ -133,14 +133,14 @@ def test_a_good_part_never_glows_red() -> None:
     assert (hot[..., 0] > 200).all() and (hot[..., 2] < 60).all() and np.array_equal(hot[0, 1], hot[0, 2])
 
 
-def test_overlays_have_the_pictures_size_and_outline_the_regions(bright) -> None:
-    picture = gray(50, 40, 60)
-    picture[10:20, 10:30] = 255
-    drawn = overlay(picture, bright.predict(picture), 109.0)
-    assert drawn.shape == picture.shape and drawn.dtype == np.uint8
+def test_overlays_have_the_images_size_and_outline_the_regions(bright) -> None:
+    image = gray(50, 40, 60)
+    image[10:20, 10:30] = 255
+    drawn = overlay(image, bright.predict(image), 109.0)
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8
     assert drawn[10, 15].tolist() == [255, 255, 255]
     truth = np.zeros((40, 60), bool)
-    assert side_by_side(picture, bright.predict(picture), 109.0, truth).shape == (40, 3 * 60 + 8, 3)
+    assert side_by_side(image, bright.predict(image), 109.0, truth).shape == (40, 3 * 60 + 8, 3)
 
 
 def test_16_bit_maps_share_the_fixed_scale() -> None:
@@ -162,8 +162,8 @@ def test_a_wrong_file_never_stops_a_batch(bright, tmp_path) -> None:
     assert [r.score for r in results if isinstance(r, Prediction)] == [30.0, 220.0]
     files = {p.relative_to(out).as_posix() for p in out.rglob("*.png")}
     assert files == {f"sub/{n}_{k}.png" for n in "ac" for k in ("overlay", "map")}
-    with Image.open(out / "sub" / "c_map.png") as picture:
-        assert np.asarray(picture).max() == 65535
+    with Image.open(out / "sub" / "c_map.png") as image:
+        assert np.asarray(image).max() == 65535
 
 
 def test_files_of_one_name_do_not_overwrite_each_other(bright, tmp_path) -> None:
@@ -181,7 +181,7 @@ def test_arguments_are_files_folders_and_globs(tmp_path) -> None:
     assert [n.name for _, n in expand([f"{tmp_path}/**/*.png"])] == ["a.png", "c.png"]
     assert len(expand([tmp_path / "a.png", tmp_path])) == 3
     for nothing in (tmp_path / "none.png", f"{tmp_path}/*.gif"):
-        with pytest.raises(DataError, match="no picture there"):
+        with pytest.raises(DataError, match="no image there"):
             expand([nothing])
 
 
@@ -197,9 +197,9 @@ def test_evaluation_uses_the_data_sets_labels_and_the_original_resolution(bright
     for i in range(3):
         write(tmp_path / "test" / "good" / f"{i}.png", gray(40, 1024, 1024))
         write(tmp_path / "train" / "good" / f"{i}.png", gray(40 + i))
-    picture, mask = gray(40, 1024, 1024), np.zeros((1024, 1024), np.uint8)
-    picture[500, 700], mask[500, 700] = 180, 255
-    write(tmp_path / "test" / "dot" / "0.png", picture)
+    image, mask = gray(40, 1024, 1024), np.zeros((1024, 1024), np.uint8)
+    image[500, 700], mask[500, 700] = 180, 255
+    write(tmp_path / "test" / "dot" / "0.png", image)
     write(tmp_path / "ground_truth" / "dot" / "0_mask.png", mask)
     result = evaluate(bright, read_dataset(tmp_path)).to_json()
     assert result["image"] == {"auroc": 1.0, "ap": 1.0, "f1max": 1.0}
@@ -216,14 +216,14 @@ def test_evaluation_uses_the_data_sets_labels_and_the_original_resolution(bright
     assert small["n"]["anomalous"] == 1 and small["pixel"]["auroc"] == pytest.approx(1.0)
 
 
-def test_evaluation_goes_on_after_a_wrong_picture_or_mask(tiny_run, tmp_path) -> None:
+def test_evaluation_goes_on_after_a_wrong_image_or_mask(tiny_run, tmp_path) -> None:
     root = make_mvtec(tmp_path / "data", train=2)
     broken = sorted((root / "test" / "good").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:100])
     mask = sorted((root / "ground_truth" / "scratch").iterdir())[0]
     write(mask, np.zeros((7, 9), np.uint8))
     result = evaluate(load(tiny_run, device="cpu"), read_dataset(root))
-    assert len(result.failures) == 2 and result.figures["n"]["failed"] == 2
+    assert len(result.failures) == 2 and result.metrics["n"]["failed"] == 2
     assert any(broken.name in f for f in result.failures) and any(mask.name in f for f in result.failures)
 
 
@@ -233,14 +233,14 @@ def test_evaluation_without_defects_is_undefined_not_zero(bright, tmp_path) -> N
     result = evaluate(bright, read_dataset(tmp_path)).to_json()
     assert result["image"]["auroc"] is None and result["pixel"]["auroc"] is None
     assert result["decision"]["detection_rate"]["value"] is None and result["per_type"] == {}
-    with pytest.raises(DataError, match="no test picture"):
+    with pytest.raises(DataError, match="no test image"):
         evaluate(bright, [s for s in read_dataset(tmp_path) if s.split == "train"])
     (tmp_path / "test" / "good" / "0.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="none of the 1 test pictures"):
+    with pytest.raises(DataError, match="none of the 1 test images"):
         evaluate(bright, read_dataset(tmp_path))
 
 
-def test_evaluation_of_defects_without_masks_counts_pictures_only(bright, tmp_path) -> None:
+def test_evaluation_of_defects_without_masks_counts_images_only(bright, tmp_path) -> None:
     write(tmp_path / "good" / "0.png", gray(1))
     for kind, value in (("good", 20), ("dent", 200)):
         write(tmp_path / "test" / kind / "0.png", gray(value))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from cdo_ad.calibration import Calibration
-from cdo_ad.inference.drift import DriftTest, drift
 from cdo_ad.errors import ConfigError
+from cdo_ad.inference.drift import DriftTest, drift
 from fakes import make_folder
 
 
 def test_good_streams_are_falsely_accused_at_most_as_often_as_promised() -> None:
-    """300 streams of 100 good pictures, each with its own calibration of 42, as the real tiles have.
+    """300 streams of 100 good images, each with its own calibration of 42, as the real tiles have.
 
     A test whose p-values were all taken against the calibration alone would fail here: they are not independent.
     """
@@ -36,7 +36,7 @@ def test_ties_do_not_accuse() -> None:
     assert accused <= 3
 
 
-def test_a_rise_of_two_standard_deviations_is_seen_within_twenty_pictures() -> None:
+def test_a_rise_of_two_standard_deviations_is_seen_within_twenty_images() -> None:
     late = 0
     for i in range(50):
         rng = np.random.default_rng(100 + i)
@@ -50,7 +50,7 @@ def test_the_first_alarm_comes_after_the_change() -> None:
     scores = [*rng.normal(0, 1, 60), *rng.normal(3, 1, 60)]
     found = drift(rng.normal(0, 1, 100).tolist(), scores, 0.01)
     assert found.first is not None and 60 <= found.first < 90
-    assert f"drift at picture {found.first + 1} of 120" in found.sentence
+    assert f"drift at image {found.first + 1} of 120" in found.sentence
     assert found.to_json()["n"] == 120
 
 
@@ -71,7 +71,7 @@ def test_the_martingale_is_the_integral_of_powers() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ConfigError, match="alpha must lie"):
         drift([1.0], [1.0], alpha=0)
-    with pytest.raises(ConfigError, match="at least one picture"):
+    with pytest.raises(ConfigError, match="at least one image"):
         drift([1.0], [])
 
 
@@ -88,14 +88,14 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     (stream / "004.png").write_bytes((stream / "004.png").read_bytes()[:200])
     words = ["drift", str(run), str(stream), "--device", "cpu"]
     calm = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert calm.exit_code == 0 and calm.stdout.startswith("no drift: 11 pictures look like those of the calibration")
+    assert calm.exit_code == 0 and calm.stdout.startswith("no drift: 11 images look like those of the calibration")
     assert "passed over" in calm.stderr and "004.png" in calm.stderr and len(calm.stdout.splitlines()) == 1
     low = [i * 1e-6 for i in range(1, 41)]
     (run / "calibration.json").write_text(json.dumps(Calibration.fit(low, low, 0.1).to_json()))
     risen = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
     found = json.loads(risen.stdout)
     assert risen.exit_code == 1 and found["drifted"] and found["n"] == 11 and found["first"] < 8
-    assert f"drift at picture {found['first'] + 1} of 11" in found["sentence"]
+    assert f"drift at image {found['first'] + 1} of 11" in found["sentence"]
     scores = [
         json.loads(line)["score"]
         for line in CliRunner().invoke(app, ["predict", *words[1:], "--json"]).stdout.splitlines()

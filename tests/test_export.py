@@ -17,17 +17,17 @@ from PIL import Image
 import cdo_ad
 import fakes
 import runs
-from cdo_ad.deploy import export as exporting
 from cdo_ad.bundle import Bundle
 from cdo_ad.calibration import Calibration
 from cdo_ad.data.decode import write_png16
-from cdo_ad.errors import BundleError, ConfigError, ExportError, ImageError
+from cdo_ad.deploy import export as exporting
 from cdo_ad.deploy.export import export, verify
 from cdo_ad.deploy.graph import with_fixed_padding
+from cdo_ad.errors import BundleError, ConfigError, ExportError, ImageError
 from cdo_ad.inference.artifact import OpenVinoRuntime
-from cdo_ad.method.network import CdoNetwork
-from cdo_ad.inference.predict import Failure, predict_files
 from cdo_ad.inference.engines.torch import TorchRuntime, load_network
+from cdo_ad.inference.predict import Failure, predict_files
+from cdo_ad.method.network import CdoNetwork
 from cdo_ad.types import Prediction
 
 pytest.importorskip("openvino", reason="needs the extra runtime")
@@ -45,21 +45,21 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     logging.disable(logging.INFO)  # pytest would keep each of the exporter's debug lines
     for kind in KINDS:
         _, agreement = export(bundle.path, kind)
-        assert agreement.pictures == 14  # ten, an odd-sized one, an enlarged one and a batch of two
+        assert agreement.images == 14  # ten, an odd-sized one, an enlarged one and a batch of two
         assert agreement.score_difference < 5e-5
         assert agreement.map_difference < 5e-5
     logging.disable(logging.NOTSET)
     return bundle
 
 
-def picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    return fakes.make_picture(seed, "spot", size)[0]
+def image(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return fakes.make_image(seed, "spot", size)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_any_size_gives_torch_s_answer(bundle: Bundle, kind: str, size: tuple[int, int]) -> None:
-    batch = np.stack([picture(size, seed) for seed in range(3)])
+    batch = np.stack([image(size, seed) for seed in range(3)])
     maps, scores = cdo_ad.load(bundle.path, backend="torch").runtime.infer(batch)
     other_maps, other_scores = cdo_ad.load(bundle.path, backend=kind).runtime.infer(batch)
     assert other_maps.shape == (3, 64, 96)
@@ -69,10 +69,10 @@ def test_any_size_gives_torch_s_answer(bundle: Bundle, kind: str, size: tuple[in
 
 def test_a_stream_comes_back_in_order(bundle: Bundle) -> None:
     runtime = OpenVinoRuntime(bundle.path / "export" / "model.xml", mode="throughput")
-    pictures = [picture(size, seed) for seed, size in enumerate(SIZES * 2)]
-    found = list(runtime.infer_many(iter(pictures)))
-    assert len(found) == len(pictures)
-    for one, (anomaly_map, score) in zip(pictures, found, strict=True):
+    images = [image(size, seed) for seed, size in enumerate(SIZES * 2)]
+    found = list(runtime.infer_many(iter(images)))
+    assert len(found) == len(images)
+    for one, (anomaly_map, score) in zip(images, found, strict=True):
         maps, scores = runtime.infer(one[None])
         np.testing.assert_allclose(anomaly_map, maps[0], rtol=1e-5, atol=1e-6)
         assert score == pytest.approx(float(scores[0]), rel=1e-5)
@@ -80,20 +80,20 @@ def test_a_stream_comes_back_in_order(bundle: Bundle) -> None:
 
 def test_threads_share_a_runtime(bundle: Bundle) -> None:
     runtime = OpenVinoRuntime(bundle.path / "export" / "model.xml")
-    pictures = [picture((64, 96), seed)[None] for seed in range(8)]
-    alone = [float(runtime.infer(one)[1][0]) for one in pictures]
+    images = [image((64, 96), seed)[None] for seed in range(8)]
+    alone = [float(runtime.infer(one)[1][0]) for one in images]
     with ThreadPoolExecutor(4) as pool:
-        together = [float(scores[0]) for _, scores in pool.map(runtime.infer, pictures * 5)]
+        together = [float(scores[0]) for _, scores in pool.map(runtime.infer, images * 5)]
     np.testing.assert_allclose(together, alone * 5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
 def test_files_are_judged_in_a_stream_as_one_by_one(bundle: Bundle, mode: str, tmp_path: Path) -> None:
     for number, size in enumerate([(64, 96), (90, 41), (200, 300), (64, 96), (33, 48), (70, 70)]):
-        Image.fromarray(picture(size, number)).save(tmp_path / f"{number}.png")
-    (tmp_path / "0_broken.png").write_bytes(b"no picture")
+        Image.fromarray(image(size, number)).save(tmp_path / f"{number}.png")
+    (tmp_path / "0_broken.png").write_bytes(b"no image")
     (tmp_path / "5_broken.png").write_bytes(b"nor this")
-    Image.fromarray(picture((64, 96))[:, :1]).save(tmp_path / "3_thin.png")
+    Image.fromarray(image((64, 96))[:, :1]).save(tmp_path / "3_thin.png")
     detector = cdo_ad.load(bundle.path, backend="openvino", mode=mode)
     found = list(predict_files(detector, [tmp_path], tmp_path / "out", maps=True))
     assert [Path(f.path).name for f in found] == sorted(p.name for p in tmp_path.glob("*.png"))
@@ -122,7 +122,7 @@ def test_a_sliver_is_refused_clearly(bundle: Bundle, kind: str, size: tuple[int,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gray_and_16_bit_take_the_same_path(bundle: Bundle, kind: str, tmp_path: Path) -> None:
-    gray = picture((75, 130))[:, :, 1]
+    gray = image((75, 130))[:, :, 1]
     detector = cdo_ad.load(bundle.path, backend=kind)
     expected = detector.predict(np.dstack([gray] * 3))
     write_png16(tmp_path / "wide.png", (gray.astype(np.uint16) << 8) + 199)
@@ -192,20 +192,20 @@ def test_a_fresh_process_needs_only_the_file(bundle: Bundle, name: str, tmp_path
     for file in (bundle.path / "export").glob("model.*"):
         if file.suffix in (".onnx",) if name.endswith("onnx") else file.suffix in (".xml", ".bin"):
             (alone / file.name).write_bytes(file.read_bytes())
-    gray = picture((70, 50))[:, :, 0]
+    gray = image((70, 50))[:, :, 0]
     wide = (gray.astype(np.uint16) << 8) + 77
-    pictures = {"0": picture((300, 200)), "1": gray, "2": wide, "3": np.dstack([picture((70, 50)), gray])}
-    np.savez(tmp_path / "pictures.npz", **pictures)
+    images = {"0": image((300, 200)), "1": gray, "2": wide, "3": np.dstack([image((70, 50)), gray])}
+    np.savez(tmp_path / "images.npz", **images)
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, alone / name, tmp_path / "pictures.npz", tmp_path / "maps.npz"],
+        [sys.executable, "-c", CHILD, alone / name, tmp_path / "images.npz", tmp_path / "maps.npz"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     answer = json.loads(done.stdout)
     assert answer["foreign"] == []
     detector = cdo_ad.load(bundle.path, backend="torch")
     with np.load(tmp_path / "maps.npz") as maps:
-        for key, found, map_name in zip(pictures, answer["found"], maps, strict=True):
-            expected = detector.predict(pictures[key])
+        for key, found, map_name in zip(images, answer["found"], maps, strict=True):
+            expected = detector.predict(images[key])
             assert found["score"] == pytest.approx(expected.score, rel=1e-4)
             assert (found["anomalous"], found["p_value"]) == (expected.anomalous, expected.p_value)
             assert found["threshold"] == expected.threshold
@@ -213,7 +213,7 @@ def test_a_fresh_process_needs_only_the_file(bundle: Bundle, name: str, tmp_path
     assert answer["found"][1]["score"] == answer["found"][2]["score"]  # 16 bit is its upper byte
 
 
-def test_the_picture_at_the_threshold_is_judged_alike_by_all(bundle: Bundle) -> None:
+def test_the_image_at_the_threshold_is_judged_alike_by_all(bundle: Bundle) -> None:
     detectors = [cdo_ad.load(bundle.path, backend=name) for name in ("torch", *KINDS)]
     for path in bundle.calibration_paths:
         found = [detector.predict_file(path) for detector in detectors]
@@ -255,7 +255,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_export_that_disagrees_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = runs.make_run(tmp_path, pictures=9)
+    bundle = runs.make_run(tmp_path, images=9)
     right = exporting.write_openvino
 
     def wrong(network, metadata, file):  # type: ignore[no-untyped-def]
@@ -274,8 +274,8 @@ def test_verify_counts_changed_decisions(bundle: Bundle) -> None:
         name = "shifted"
         network = TorchRuntime(load_network(bundle.config, bundle.model_file))
 
-        def infer(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            maps, scores = self.network.infer(pictures)
+        def infer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            maps, scores = self.network.infer(images)
             return maps, scores * np.float32(1.05)
 
     agreement = verify(Shifted.network, Shifted(), bundle.calibration, bundle.calibration_paths)
@@ -284,13 +284,13 @@ def test_verify_counts_changed_decisions(bundle: Bundle) -> None:
     assert not agreement.holds
 
 
-def test_without_pictures_nothing_is_trusted(tmp_path: Path) -> None:
-    bundle = runs.make_run(tmp_path, pictures=9)
+def test_without_images_nothing_is_trusted(tmp_path: Path) -> None:
+    bundle = runs.make_run(tmp_path, images=9)
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(ExportError, match="--pictures"):
+    with pytest.raises(ExportError, match="--images"):
         export(bundle.path)
-    file, agreement = export(bundle.path, pictures=tmp_path / "moved" / "test" / "good")
-    assert agreement.pictures == 5
+    file, agreement = export(bundle.path, images=tmp_path / "moved" / "test" / "good")
+    assert agreement.images == 5
     assert file.is_file()
 
 

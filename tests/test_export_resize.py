@@ -18,8 +18,8 @@ SOURCES = [(64, 96), (65, 95), (900, 900), (37, 50), (3, 5), (1, 1), (1, 300), (
 
 
 def compiled(size: tuple[int, int]) -> Any:
-    pictures = openvino.opset13.parameter(openvino.PartialShape([-1, -1, -1, 3]), np.uint8)
-    model = openvino.Model([openvino.opset13.result(resized(pictures, size))], [pictures], "resize")
+    images = openvino.opset13.parameter(openvino.PartialShape([-1, -1, -1, 3]), np.uint8)
+    model = openvino.Model([openvino.opset13.result(resized(images, size))], [images], "resize")
     return openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
@@ -28,14 +28,14 @@ def test_it_is_torch_s(size: tuple[int, int]) -> None:
     model = compiled(size)
     generator = np.random.default_rng(0)
     for source in SOURCES:
-        pictures = generator.integers(0, 256, (2, *source, 3), dtype=np.uint8)
-        expected = resize(torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), size).numpy()
-        found = model({0: pictures})[0]
+        images = generator.integers(0, 256, (2, *source, 3), dtype=np.uint8)
+        expected = resize(torch.from_numpy(images).permute(0, 3, 1, 2).float(), size).numpy()
+        found = model({0: images})[0]
         assert found.shape == (2, 3, *size)
         # positions are float32 in both: a rounding of 1.2e-7 of the axis moves a pixel by that times the contrast
         np.testing.assert_allclose(found, expected, atol=255 * 1.2e-7 * max(*source, *size), err_msg=str(source))
 
 
-def test_one_picture_leaves_nothing_dynamic_behind_it() -> None:
-    pictures = openvino.opset13.parameter(openvino.PartialShape([1, -1, -1, 3]), np.uint8)
-    assert resized(pictures, (64, 96)).get_output_partial_shape(0) == openvino.PartialShape([1, 3, 64, 96])
+def test_one_image_leaves_nothing_dynamic_behind_it() -> None:
+    images = openvino.opset13.parameter(openvino.PartialShape([1, -1, -1, 3]), np.uint8)
+    assert resized(images, (64, 96)).get_output_partial_shape(0) == openvino.PartialShape([1, 3, 64, 96])

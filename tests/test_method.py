@@ -147,12 +147,12 @@ def test_image_score_is_the_maximum_or_the_mean_of_the_top() -> None:
 # ---- MOM
 
 
-def pictures(count: int = 6, height: int = 80, width: int = 120) -> torch.Tensor:
+def white_images(count: int = 6, height: int = 80, width: int = 120) -> torch.Tensor:
     return torch.full((count, 3, height, width), 255, dtype=torch.uint8)
 
 
-def test_noise_depends_on_a_pictures_seed_alone() -> None:
-    images = pictures()
+def test_noise_depends_on_a_images_seed_alone() -> None:
+    images = white_images()
     seeds = [image_seed(0, 0, i) for i in range(6)]
     all_at_once, masks = white_noise(images, seeds)
     alone, mask = white_noise(images[4:5], seeds[4:5])
@@ -163,7 +163,7 @@ def test_noise_depends_on_a_pictures_seed_alone() -> None:
 
 
 def test_noise_is_where_the_mask_says_and_sizes_are_the_papers() -> None:
-    images = pictures(400)
+    images = white_images(400)
     noisy, masks = white_noise(images, list(range(400)))
     assert bool((noisy.permute(0, 2, 3, 1)[~masks] == 255).all())
     values = noisy.permute(0, 2, 3, 1)[masks]
@@ -191,7 +191,7 @@ def test_centres_lie_on_the_part(rule, colour) -> None:
     assert bool((anywhere & ~near).any())
 
 
-def test_a_texture_that_fills_the_picture_is_all_part() -> None:
+def test_a_texture_that_fills_the_image_is_all_part() -> None:
     texture = torch.randint(90, 110, (2, 3, 64, 64), dtype=torch.uint8)
     assert bool(foreground(texture, "border").all())
 

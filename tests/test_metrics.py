@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from cdo_ad.evaluation import histogram as tally
 from cdo_ad.errors import ConfigError, DataError
+from cdo_ad.evaluation import histogram as histogram
 from cdo_ad.evaluation.metrics import PixelMetrics, decision_metrics, image_metrics, rate_interval
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "metrics_reference.npz"
 SMALL = 4 << 20
-Pictures = list[tuple[np.ndarray, np.ndarray | None]]
+Images = list[tuple[np.ndarray, np.ndarray | None]]
 
 
 # ---- oracles: slow, and written without looking at the code under test
@@ -40,11 +40,11 @@ def regions_of(mask: np.ndarray) -> list[set[tuple[int, int]]]:
     return regions
 
 
-def oracle_aupro(pictures: Pictures, limit: float) -> float:
+def oracle_aupro(images: Images, limit: float) -> float:
     """Every distinct threshold, every region, one by one; then trapezoids up to the interpolated limit."""
-    masks = [np.zeros(m.shape, bool) if k is None else k for m, k in pictures]
-    cases = [(m, k, regions_of(k)) for (m, _), k in zip(pictures, masks, strict=True)]
-    values = np.unique(np.concatenate([m.ravel() for m, _ in pictures]))[::-1]
+    masks = [np.zeros(m.shape, bool) if k is None else k for m, k in images]
+    cases = [(m, k, regions_of(k)) for (m, _), k in zip(images, masks, strict=True)]
+    values = np.unique(np.concatenate([m.ravel() for m, _ in images]))[::-1]
     points = [(0.0, 0.0)]
     for value in values:
         false, good, overlaps = 0, 0, []
@@ -76,48 +76,48 @@ def oracle_ranking(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     }
 
 
-def oracle_pixels(pictures: Pictures) -> dict[str, float]:
-    masks = [np.zeros(m.shape, bool) if k is None else k for m, k in pictures]
-    flat = oracle_ranking(np.concatenate([k.ravel() for k in masks]), np.concatenate([m.ravel() for m, _ in pictures]))
-    return {**flat, "aupro_0.3": oracle_aupro(pictures, 0.3), "aupro_0.05": oracle_aupro(pictures, 0.05)}
+def oracle_pixels(images: Images) -> dict[str, float]:
+    masks = [np.zeros(m.shape, bool) if k is None else k for m, k in images]
+    flat = oracle_ranking(np.concatenate([k.ravel() for k in masks]), np.concatenate([m.ravel() for m, _ in images]))
+    return {**flat, "aupro_0.3": oracle_aupro(images, 0.3), "aupro_0.05": oracle_aupro(images, 0.05)}
 
 
 # ---- makers
 
 
-def filled(pictures: Pictures, memory: int = 2 << 30) -> PixelMetrics:
+def filled(images: Images, memory: int = 2 << 30) -> PixelMetrics:
     metrics = PixelMetrics(memory)
-    for scores, mask in pictures:
+    for scores, mask in images:
         metrics.update(scores, mask)
     return metrics
 
 
-def random_pictures(seed: int, *, levels: int | None = None, count: int = 4, size: int = 12) -> Pictures:
-    """Mixed sizes, negative scores too, the first picture good; with `levels` few distinct scores (many ties)."""
+def random_images(seed: int, *, levels: int | None = None, count: int = 4, size: int = 12) -> Images:
+    """Mixed sizes, negative scores too, the first image good; with `levels` few distinct scores (many ties)."""
     rng = np.random.default_rng(seed)
-    pictures: Pictures = []
+    images: Images = []
     for index in range(count):
         shape = (size + index, size + 3 - index)
         mask = rng.random(shape) < 0.12 if index else None
         scores = rng.normal(size=shape) + (0 if mask is None else 1.2 * mask)
         if levels:
             scores = np.round(scores * levels) / levels
-        pictures.append((scores.astype(np.float32), mask))
-    return pictures
+        images.append((scores.astype(np.float32), mask))
+    return images
 
 
-def smooth_pictures(seed: int, count: int = 6, size: int = 128) -> Pictures:
+def smooth_images(seed: int, count: int = 6, size: int = 128) -> Images:
     """Like anomaly maps: values in (0.05, 3), one square defect in each but the first."""
     rng = np.random.default_rng(seed)
-    pictures: Pictures = []
+    images: Images = []
     for index in range(count):
         scores = 0.3 * np.exp(0.5 * rng.normal(size=(size, size)))
         mask = np.zeros((size, size), bool)
         if index:
             y, x = rng.integers(0, size - 40, 2)
             mask[y : y + 8 * index, x : x + 20] = True
-        pictures.append(((scores * (1 + 0.8 * mask)).astype(np.float32), mask))
-    return pictures
+        images.append(((scores * (1 + 0.8 * mask)).astype(np.float32), mask))
+    return images
 
 
 # ---- image level
@@ -167,7 +167,7 @@ def test_bad_image_scores_are_named(labels: list[bool], scores: list[float], mes
 @pytest.mark.parametrize("paged", [False, True])
 def test_reference_numbers(paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if paged:
-        monkeypatch.setattr(tally, "BUFFER_PIXELS", 1000)
+        monkeypatch.setattr(histogram, "BUFFER_PIXELS", 1000)
     data = np.load(GOLDEN)
     maps, masks = data["maps"], data["masks"].astype(bool)
     metrics = filled(list(zip(maps, masks, strict=True)))
@@ -195,10 +195,10 @@ def test_aupro_equals_sorted_sums_on_the_reference_maps(limit: float) -> None:
     metrics, data = golden_metrics()
     masks = data["masks"].astype(bool)
     weight, false, count = np.zeros(masks.shape), ~masks, 0
-    for picture, mask in zip(weight, masks, strict=True):
+    for image, mask in zip(weight, masks, strict=True):
         for region in regions_of(mask):
             count += 1
-            picture[tuple(np.array(list(region)).T)] = 1 / len(region)
+            image[tuple(np.array(list(region)).T)] = 1 / len(region)
     order = np.argsort(-data["maps"].ravel(), kind="stable")
     x = np.cumsum(false.ravel()[order]) / false.sum()
     y = np.cumsum(weight.ravel()[order]) / count
@@ -221,12 +221,12 @@ def test_pixel_metrics_equal_the_oracles(
     seed: int, levels: int | None, paged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if paged:
-        monkeypatch.setattr(tally, "BUFFER_PIXELS", 100)
-    pictures = random_pictures(seed, levels=levels)
-    metrics = filled(pictures)
-    assert metrics.compute() == pytest.approx(oracle_pixels(pictures), abs=1e-12)
-    assert metrics.aupro(0.01) == pytest.approx(oracle_aupro(pictures, 0.01), abs=1e-12)
-    assert metrics.aupro(1.0) == pytest.approx(oracle_aupro(pictures, 1.0), abs=1e-12)
+        monkeypatch.setattr(histogram, "BUFFER_PIXELS", 100)
+    images = random_images(seed, levels=levels)
+    metrics = filled(images)
+    assert metrics.compute() == pytest.approx(oracle_pixels(images), abs=1e-12)
+    assert metrics.aupro(0.01) == pytest.approx(oracle_aupro(images, 0.01), abs=1e-12)
+    assert metrics.aupro(1.0) == pytest.approx(oracle_aupro(images, 1.0), abs=1e-12)
 
 
 def diagonal() -> np.ndarray:
@@ -250,8 +250,8 @@ def two_sizes() -> np.ndarray:
 def test_regions(make: object, levels: int) -> None:
     mask = make()  # type: ignore[operator]
     rng = np.random.default_rng(levels)
-    pictures: Pictures = [((rng.integers(0, levels, mask.shape) / levels).astype(np.float32), mask)]
-    assert filled(pictures).compute() == pytest.approx(oracle_pixels(pictures), abs=1e-12)
+    images: Images = [((rng.integers(0, levels, mask.shape) / levels).astype(np.float32), mask)]
+    assert filled(images).compute() == pytest.approx(oracle_pixels(images), abs=1e-12)
 
 
 def test_a_small_region_counts_as_much_as_a_large_one() -> None:
@@ -270,22 +270,22 @@ def test_pixels_of_one_class_are_undefined(masks: list[np.ndarray | None]) -> No
     assert metrics.roc_curve()[0].size == metrics.pr_curve()[0].size == metrics.pro_curve()[0].size == 0
 
 
-def test_an_all_false_mask_is_a_good_picture() -> None:
-    pictures = random_pictures(0)
-    with_mask: Pictures = [(m, np.zeros(m.shape, bool) if k is None else k) for m, k in pictures]
-    assert filled(pictures).compute() == filled(with_mask).compute()
+def test_an_all_false_mask_is_a_good_image() -> None:
+    images = random_images(0)
+    with_mask: Images = [(m, np.zeros(m.shape, bool) if k is None else k) for m, k in images]
+    assert filled(images).compute() == filled(with_mask).compute()
 
 
-def test_a_picture_of_nothing_but_defect_counts() -> None:
-    pictures = [*random_pictures(1), (np.full((3, 4), 0.7, np.float32), np.ones((3, 4), bool))]
-    assert filled(pictures).compute() == pytest.approx(oracle_pixels(pictures), abs=1e-12)
+def test_a_image_of_nothing_but_defect_counts() -> None:
+    images = [*random_images(1), (np.full((3, 4), 0.7, np.float32), np.ones((3, 4), bool))]
+    assert filled(images).compute() == pytest.approx(oracle_pixels(images), abs=1e-12)
 
 
 def test_minus_zero_ties_with_zero_and_sort_keys_follow_the_scores() -> None:
     mask = np.array([[True, False]])
     assert filled([(np.array([[0.0, -0.0]], np.float32), mask)]).compute()["auroc"] == 0.5
     values = np.array([-3e38, -1.5, -1e-40, -0.0, 0.0, 1e-45, 1e-40, 1.0, np.nextafter(np.float32(1), 2), 3e38], "f4")
-    keys = tally.sort_keys(values).astype(np.int64)
+    keys = histogram.sort_keys(values).astype(np.int64)
     assert (np.sign(np.diff(keys)) == np.sign(np.diff(values))).all()
 
 
@@ -294,8 +294,8 @@ def test_minus_zero_ties_with_zero_and_sort_keys_follow_the_scores() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_tiny_budget_stays_near_and_within_its_bound(seed: int) -> None:
-    pictures = smooth_pictures(seed)
-    exact, coarse = filled(pictures), filled(pictures, SMALL)
+    images = smooth_images(seed)
+    exact, coarse = filled(images), filled(images, SMALL)
     assert exact.exact
     assert set(exact.error_bound().values()) == {0.0}
     assert not coarse.exact
@@ -306,11 +306,11 @@ def test_a_tiny_budget_stays_near_and_within_its_bound(seed: int) -> None:
 
 
 def test_the_bound_holds_where_scores_are_very_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally.ScoreTally, "__init__", _init_with_coarse_keys(tally.ScoreTally.__init__))
-    pictures = smooth_pictures(7)
-    coarse = filled(pictures)
+    monkeypatch.setattr(histogram.ScoreHistogram, "__init__", _init_with_coarse_keys(histogram.ScoreHistogram.__init__))
+    images = smooth_images(7)
+    coarse = filled(images)
     monkeypatch.undo()
-    exact, bound = filled(pictures).compute(), coarse.error_bound()
+    exact, bound = filled(images).compute(), coarse.error_bound()
     differences = {name: abs(value - exact[name]) for name, value in coarse.compute().items()}
     assert max(differences.values()) > 1e-6  # so coarse that it shows
     for name, difference in differences.items():
@@ -318,7 +318,7 @@ def test_the_bound_holds_where_scores_are_very_coarse(monkeypatch: pytest.Monkey
 
 
 def _init_with_coarse_keys(init):  # type: ignore[no-untyped-def]
-    def coarse_init(self: tally.ScoreTally, memory: int) -> None:
+    def coarse_init(self: histogram.ScoreHistogram, memory: int) -> None:
         init(self, memory)
         self._capacity, self.shift = 0, 16
 
@@ -326,28 +326,28 @@ def _init_with_coarse_keys(init):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("memory", [SMALL, 2 << 30])
-def test_the_order_of_the_pictures_does_not_matter(memory: int) -> None:
-    pictures = smooth_pictures(3)
-    one, other = filled(pictures, memory), filled(pictures[::-1], memory)
+def test_the_order_of_the_images_does_not_matter(memory: int) -> None:
+    images = smooth_images(3)
+    one, other = filled(images, memory), filled(images[::-1], memory)
     assert one.exact == other.exact == (memory != SMALL)
     assert one.compute() == pytest.approx(other.compute(), abs=1e-12)
     if not one.exact:
-        assert one._tally.shift == other._tally.shift
+        assert one._histogram.shift == other._histogram.shift
     else:
         assert one.compute() == other.compute()
 
 
 @pytest.mark.parametrize("memories", [(SMALL, SMALL), (2 << 30, 2 << 30), (2 << 30, SMALL), (SMALL, 2 << 30)])
 def test_merging_equals_updating(memories: tuple[int, int]) -> None:
-    pictures = smooth_pictures(5, count=12)
-    one, two = filled(pictures[:6], memories[0]), filled(pictures[6:], memories[1])
+    images = smooth_images(5, count=12)
+    one, two = filled(images[:6], memories[0]), filled(images[6:], memories[1])
     assert two.exact == (memories[1] != SMALL)
     before = two.compute()
     one.merge(two)
     assert two.compute() == before
     if memories[0] == memories[1]:
-        assert one.compute() == pytest.approx(filled(pictures, memories[0]).compute(), abs=1e-12)
-    exact, bound = filled(pictures).compute(), one.error_bound()
+        assert one.compute() == pytest.approx(filled(images, memories[0]).compute(), abs=1e-12)
+    exact, bound = filled(images).compute(), one.error_bound()
     for name, value in one.compute().items():
         assert abs(value - exact[name]) <= bound[name] + 1e-12
 
@@ -358,14 +358,14 @@ def test_pages_stay_within_the_budget_for_any_scores() -> None:
     scores = bits.view(np.float32)
     scores = np.where(np.isfinite(scores), scores, np.float32(0))  # every exponent, both signs
     metrics = filled([(scores, rng.random(scores.shape) < 0.5)] * 2, SMALL)
-    pages = [metrics._tally._good_pages, metrics._tally._bad_pages, metrics._tally._weight_pages]
+    pages = [metrics._histogram._good_pages, metrics._histogram._bad_pages, metrics._histogram._weight_pages]
     assert 0 < sum(page.nbytes for group in pages for page in group.values()) <= SMALL
     assert metrics.compute()["auroc"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_counts_of_one_score_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = filled([(np.zeros((1100, 1000), np.float32), None)] * 16)
-    block = metrics._tally
+    block = metrics._histogram
     assert block._paged
     for _ in range(8):  # 17.6 million good pixels of one score, doubled eight times: 4.5e9 > 2**32
         metrics.merge(metrics)
@@ -403,7 +403,7 @@ def test_bad_maps_are_named(scores: np.ndarray, mask: np.ndarray | None, message
 
 @pytest.mark.parametrize("limit", [0.0, -0.1, 1.01, math.nan])
 def test_limits_outside_their_range(limit: float) -> None:
-    metrics = filled(random_pictures(0))
+    metrics = filled(random_images(0))
     with pytest.raises(ConfigError, match=r"\(0, 1\]"):
         metrics.aupro(limit)
     with pytest.raises(ConfigError, match=r"\(0, 1\]"):
@@ -414,8 +414,8 @@ def test_limits_outside_their_range(limit: float) -> None:
 
 
 def test_curves_hold_every_corner_when_there_are_few() -> None:
-    pictures = random_pictures(2, levels=2)
-    metrics = filled(pictures)
+    images = random_images(2, levels=2)
+    metrics = filled(images)
     x, y = metrics.roc_curve()
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
     assert np.trapezoid(y, x) == pytest.approx(metrics.compute()["auroc"], abs=1e-12)
@@ -430,8 +430,8 @@ def test_curves_hold_every_corner_when_there_are_few() -> None:
 @pytest.mark.parametrize("paged", [False, True])
 def test_thinned_curves_stay_near(paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if paged:
-        monkeypatch.setattr(tally, "BUFFER_PIXELS", 5000)
-    metrics = filled(smooth_pictures(1))
+        monkeypatch.setattr(histogram, "BUFFER_PIXELS", 5000)
+    metrics = filled(smooth_images(1))
     x, y = metrics.roc_curve(200)
     assert 150 < x.size <= 200
     assert (np.diff(x) >= 0).all()

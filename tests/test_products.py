@@ -15,7 +15,7 @@ from cdo_ad.errors import ConfigError, DataError
 
 ALL = [(product, defect) for product in PRODUCTS for defect in DEFECTS[product]]
 SMALL = {"train": 2, "test_good": 1, "per_type": 1, "size": 64}
-AREA = {  # plausible share of the picture
+AREA = {  # plausible share of the image
     "chip": (0.0003, 0.01),
     "hole": (0.0003, 0.02),
     "misprint": (0.0002, 0.02),
@@ -63,23 +63,23 @@ def test_layout_and_masks(tmp_path: Path, product: str) -> None:
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_same_arguments_same_bytes_another_seed_another_picture(tmp_path: Path, product: str) -> None:
+def test_same_arguments_same_bytes_another_seed_another_image(tmp_path: Path, product: str) -> None:
     first = files(make_dataset(tmp_path / "a", product, **SMALL))
     assert first == files(make_dataset(tmp_path / "b", product, **SMALL))
     other = files(make_dataset(tmp_path / "c", product, **SMALL, seed=1))
     assert all(first[name] != other[name] for name in first if "ground_truth" not in name)
 
 
-def test_the_counts_change_no_picture(tmp_path: Path) -> None:
+def test_the_counts_change_no_image(tmp_path: Path) -> None:
     few = files(make_dataset(tmp_path / "few", "plate", **SMALL))
     more = files(make_dataset(tmp_path / "more", "plate", train=3, test_good=2, per_type=2, size=64))
     few.pop(MARKER)
     assert few.items() < more.items()
 
 
-def test_every_picture_is_another(tmp_path: Path) -> None:
-    pictures = [data for name, data in files(make_dataset(tmp_path, "fabric", **SMALL)).items() if "_mask" not in name]
-    assert len(set(pictures)) == len(pictures)
+def test_every_image_is_another(tmp_path: Path) -> None:
+    images = [data for name, data in files(make_dataset(tmp_path, "fabric", **SMALL)).items() if "_mask" not in name]
+    assert len(set(images)) == len(images)
 
 
 @pytest.mark.parametrize(("product", "defect"), ALL)
@@ -114,12 +114,12 @@ def test_shade_is_large_and_faint(product: str) -> None:
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_good_pictures_vary_in_light_and_place(product: str) -> None:
-    pictures = np.stack([render(product, (13, number), size=128)[0] for number in range(12)]).astype(float)
-    assert pictures.mean(axis=(1, 2, 3)).std() > 4.0  # light
-    leveled = pictures / pictures.mean(axis=(1, 2, 3), keepdims=True)
+def test_good_images_vary_in_light_and_place(product: str) -> None:
+    images = np.stack([render(product, (13, number), size=128)[0] for number in range(12)]).astype(float)
+    assert images.mean(axis=(1, 2, 3)).std() > 4.0  # light
+    leveled = images / images.mean(axis=(1, 2, 3), keepdims=True)
     assert leveled.std(axis=0).mean() > 0.02  # place and texture
-    corners = pictures[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(axis=-1)
+    corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(axis=-1)
     assert corners.min() > 15.0  # rotation leaves no black corner
 
 

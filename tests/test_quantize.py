@@ -16,18 +16,18 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import cdo_ad
 import fakes
 import runs
-from cdo_ad.deploy import int8 as quantize
-from cdo_ad.deploy.stages import PlainRuntime
 from cdo_ad.bundle import Bundle
 from cdo_ad.calibration import Calibration
-from cdo_ad.errors import BundleError, ConfigError, ExportError
+from cdo_ad.deploy import int8 as quantize
 from cdo_ad.deploy.export import describe
 from cdo_ad.deploy.graph import openvino_model
-from cdo_ad.inference.artifact import OpenVinoGraph, openvino_core
+from cdo_ad.deploy.int8 import Metrics, Quality, export_int8, layer_groups, search, synthetic_trial
 from cdo_ad.deploy.nodes import LAYERS, NETWORKS, owner, stage_of_nodes
-from cdo_ad.method.network import CdoNetwork
-from cdo_ad.deploy.int8 import Figures, Quality, export_int8, layer_groups, search, synthetic_trial
+from cdo_ad.deploy.stages import PlainRuntime
+from cdo_ad.errors import BundleError, ConfigError, ExportError
+from cdo_ad.inference.artifact import OpenVinoGraph, openvino_core
 from cdo_ad.inference.engines.torch import TorchRuntime, load_network
+from cdo_ad.method.network import CdoNetwork
 
 pytest.importorskip("nncf", reason="needs the extra export")
 pytestmark = pytest.mark.slow
@@ -84,11 +84,11 @@ print(json.dumps({"foreign": foreign, "found": found.to_json()}))
 def test_a_fresh_process_needs_only_the_file(exported: tuple[Path, Quality], tmp_path: Path) -> None:
     for file in (exported[0], exported[0].with_suffix(".bin")):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    picture = fakes.make_picture(3, "spot", (121, 77))[0]
-    np.save(tmp_path / "picture.npy", picture)
-    words = [sys.executable, "-c", CHILD, tmp_path / exported[0].name, tmp_path / "picture.npy"]
+    image = fakes.make_image(3, "spot", (121, 77))[0]
+    np.save(tmp_path / "image.npy", image)
+    words = [sys.executable, "-c", CHILD, tmp_path / exported[0].name, tmp_path / "image.npy"]
     answer = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-    here = cdo_ad.load(exported[0]).predict(picture)
+    here = cdo_ad.load(exported[0]).predict(image)
     assert answer["foreign"] == []
     assert answer["found"]["score"] == pytest.approx(here.score, rel=1e-5)
     assert answer["found"]["anomalous"] == here.anomalous
@@ -122,9 +122,9 @@ def test_kept_layers_stay_in_float32(bundle: Bundle, monkeypatch: pytest.MonkeyP
     )  # fmt: skip
     groups = layer_groups(model)
     assert groups[:2] == ["body", "body.layer1.0"]
-    pictures = np.stack([fakes.make_picture(seed, "spot", (64, 96))[0] for seed in range(4)])
+    images = np.stack([fakes.make_image(seed, "spot", (64, 96))[0] for seed in range(4)])
     kept = groups[1:]
-    quantised = quantize.quantise(model, pictures, kept)
+    quantised = quantize.quantise(model, images, kept)
     counts = {True: 0, False: 0}
     for node in quantised.get_ordered_ops():
         if node.get_type_name() == "Convolution":
@@ -156,7 +156,7 @@ class Doubles:
         monkeypatch.setattr(quantize, "layer_groups", lambda _: ["a", "b", "c", "d", "e"])
         monkeypatch.setattr(quantize, "OpenVinoGraph", lambda model: Engine(model if isinstance(model, float) else 0))
 
-    def quantise(self, _model: object, _pictures: object, kept: list[str], rough: bool = False) -> float:
+    def quantise(self, _model: object, _images: object, kept: list[str], rough: bool = False) -> float:
         if not rough:
             self.tried.append(tuple(kept))
         return float(sum(group not in kept for group in self.good_without))
@@ -168,8 +168,8 @@ class Engine:
     def __init__(self, damage: float) -> None:
         self.damage = damage
 
-    def infer(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        maps = np.abs(pictures.astype(np.float32).mean(axis=3) - 128)
+    def infer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        maps = np.abs(images.astype(np.float32).mean(axis=3) - 128)
         pattern = np.random.default_rng(0).random(maps.shape[1:], dtype=np.float32)
         maps = maps + np.float32(100 * self.damage) * pattern
         return maps, maps.max(axis=(1, 2))
@@ -182,7 +182,7 @@ def trial(bundle: Bundle) -> quantize.Trial:
 
 def test_the_worst_groups_stay_in_float32(monkeypatch: pytest.MonkeyPatch, trial: quantize.Trial) -> None:
     doubles = Doubles(monkeypatch, {"d", "b"})
-    _, quality = search(None, trial.pictures[:8], trial, Engine(0))
+    _, quality = search(None, trial.images[:8], trial, Engine(0))
     assert doubles.tried == [("a",), ("a", "b"), ("a", "b", "d")]
     assert quality.kept_fp32 == ("a", "b", "d")
     assert quality.holds
@@ -192,7 +192,7 @@ def test_the_worst_groups_stay_in_float32(monkeypatch: pytest.MonkeyPatch, trial
 def test_what_never_passes_is_refused(monkeypatch: pytest.MonkeyPatch, trial: quantize.Trial) -> None:
     doubles = Doubles(monkeypatch, {"b", "c", "d", "e"})
     with pytest.raises(ExportError, match=r"no file was written.*pixel AP 0\.\d+; with 1 of 5.*with 3 of 5"):
-        search(None, trial.pictures[:8], trial, Engine(0))
+        search(None, trial.images[:8], trial, Engine(0))
     assert [len(kept) for kept in doubles.tried] == [1, 2, 3]
 
 
@@ -215,22 +215,22 @@ def test_a_file_that_scores_otherwise_when_read_is_refused(bundle: Bundle) -> No
 
 
 def test_the_limit_is_strict() -> None:
-    quality = Quality(10, 10, Figures(0.95, 0.5), Figures(0.9451, 0.6), (), 3, 0.0)
+    quality = Quality(10, 10, Metrics(0.95, 0.5), Metrics(0.9451, 0.6), (), 3, 0.0)
     assert quality.holds
     assert quality.fall == pytest.approx(0.0049)
-    assert not replace(quality, int8=Figures(0.95, 0.4949)).holds
-    assert not replace(quality, int8=Figures(0.94, 0.9)).holds
+    assert not replace(quality, int8=Metrics(0.95, 0.4949)).holds
+    assert not replace(quality, int8=Metrics(0.94, 0.9)).holds
 
 
 def test_the_faintest_anomalies_count_by_themselves() -> None:
-    fp32 = Figures(0.95, 0.5, (Figures(1.0, 0.9), Figures(0.8, 0.2)))
-    quality = Quality(10, 10, fp32, Figures(0.95, 0.5, (Figures(1.0, 0.91), Figures(0.8, 0.194))), (), 3, 0.0)
+    fp32 = Metrics(0.95, 0.5, (Metrics(1.0, 0.9), Metrics(0.8, 0.2)))
+    quality = Quality(10, 10, fp32, Metrics(0.95, 0.5, (Metrics(1.0, 0.91), Metrics(0.8, 0.194))), (), 3, 0.0)
     assert quality.fall == pytest.approx(0.006)
     assert not quality.holds
-    assert replace(quality, int8=Figures(0.95, 0.5, (Figures(1.0, 0.9), Figures(0.81, 0.196)))).holds
+    assert replace(quality, int8=Metrics(0.95, 0.5, (Metrics(1.0, 0.9), Metrics(0.81, 0.196)))).holds
 
 
-def test_each_strength_is_judged_against_the_good_pictures(trial: quantize.Trial) -> None:
+def test_each_strength_is_judged_against_the_good_images(trial: quantize.Trial) -> None:
     figures, maps = quantize.judge(Engine(0), trial)
     n = len(maps) // 4
     assert len(figures.by_strength) == len(quantize.STRENGTHS) == 3
@@ -244,22 +244,22 @@ def test_each_strength_is_judged_against_the_good_pictures(trial: quantize.Trial
 
 def test_the_trial_knows_its_anomalies(bundle: Bundle, trial: quantize.Trial) -> None:
     n = len(bundle.calibration_paths)
-    assert trial.pictures.shape == (n * (1 + len(quantize.STRENGTHS)), 64, 96, 3)
+    assert trial.images.shape == (n * (1 + len(quantize.STRENGTHS)), 64, 96, 3)
     assert not trial.labels[:n].any()
-    assert 0 < trial.labels.sum() < len(trial.labels) - n  # some pictures have drawn no rectangle
-    good, faint = trial.pictures[:n], trial.pictures[-n:]
+    assert 0 < trial.labels.sum() < len(trial.labels) - n  # some images have drawn no rectangle
+    good, faint = trial.images[:n], trial.images[-n:]
     changed = (faint != good).any(axis=3)
     assert not (changed & ~trial.masks[-n:]).any()
     assert np.abs(faint.astype(int) - good).max() <= 0.1 * 255 + 1
     again = synthetic_trial(bundle.calibration_paths, (64, 96), 0, "none")
-    assert (again.pictures == trial.pictures).all()
+    assert (again.images == trial.images).all()
 
 
 def test_the_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from cdo_ad.cli.deploy import export
 
-    quality = Quality(10, 20, Figures(0.95, 0.5), Figures(0.951, 0.498), ("body",), 3, 0.01)
-    monkeypatch.setattr(quantize, "export_int8", lambda run, pictures: (run / "model_int8.xml", quality))
+    quality = Quality(10, 20, Metrics(0.95, 0.5), Metrics(0.951, 0.498), ("body",), 3, 0.01)
+    monkeypatch.setattr(quantize, "export_int8", lambda run, images: (run / "model_int8.xml", quality))
     export(bundle.path, int8=True)
     assert "pixel AP 0.4980 (fp32 0.5000)" in capsys.readouterr().out
     export(bundle.path, int8=True, as_json=True)
@@ -272,11 +272,11 @@ def test_the_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_a_density_stays_outside_and_agrees(bundle: Bundle) -> None:
     torch.manual_seed(0)
-    network = CdoNetwork("resnet18", (64, 96), density_context=2, even_exposure=True).eval()
+    network = CdoNetwork("resnet18", (64, 96), density_context=2, normalize_brightness=True).eval()
     model = openvino_model(network, describe(bundle, "fp32", bundle.calibration))
-    pictures = np.stack([fakes.make_picture(seed, "spot", (64, 96))[0] for seed in range(2)])
-    maps, scores = OpenVinoGraph(model).infer(pictures)
-    for expected in (TorchRuntime(network).infer(pictures), PlainRuntime(network).infer(pictures)):
+    images = np.stack([fakes.make_image(seed, "spot", (64, 96))[0] for seed in range(2)])
+    maps, scores = OpenVinoGraph(model).infer(images)
+    for expected in (TorchRuntime(network).infer(images), PlainRuntime(network).infer(images)):
         np.testing.assert_allclose(maps, expected[0], atol=1e-4 * maps.max())
         np.testing.assert_allclose(scores, expected[1], rtol=1e-4)
     stage = stage_of_nodes(model)

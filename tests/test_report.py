@@ -24,10 +24,10 @@ from cdo_ad.calibration import Calibration
 from cdo_ad.cli.main import app
 from cdo_ad.errors import BundleError
 from cdo_ad.evaluation.metrics import rate_interval
-from cdo_ad.sentence import sentence
 from cdo_ad.reporting import write_report
 from cdo_ad.reporting.collect import thumbnails
 from cdo_ad.reporting.distributions import Distributions, margin_and_overlap
+from cdo_ad.sentence import sentence
 from cdo_ad.training.job import train
 
 CONFIG = recipes.get("paper_resnet18").replace(
@@ -52,15 +52,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_figures_are_those_of_evaluate(run: Path) -> None:
     document = numbers(run / "report.html")
     metrics = json.loads((run / "metrics.json").read_text())
-    assert document["figures"] == {key: value for key, value in metrics.items() if key != "data"}
-    assert len(document["pictures"]) == metrics["n"]["good"] + metrics["n"]["anomalous"] == 13
-    assert all(p["picture"].startswith("data:image/jpeg") for p in document["pictures"])
-    assert sum("mask" in p for p in document["pictures"]) == 6
+    assert document["metrics"] == {key: value for key, value in metrics.items() if key != "data"}
+    assert len(document["images"]) == metrics["n"]["good"] + metrics["n"]["anomalous"] == 13
+    assert all(p["image"].startswith("data:image/jpeg") for p in document["images"])
+    assert sum("mask" in p for p in document["images"]) == 6
     current = next(row for row in document["costs"] if row["rate"] == CONFIG.false_alarm_rate)
     assert current["false_alarm_rate"] == metrics["decision"]["false_alarm_rate"]
     assert next(row for row in document["costs"] if row["rate"] == 0.01)["missing"] == 99 - 12
     for source in ("real", "synthetic"):
-        assert list(document["distributions"][source]) == ["hierarchy 1", "hierarchy 2", "hierarchy 3", "fused"]
+        assert list(document["distributions"][source]) == ["level 1", "level 2", "level 3", "fused"]
     x, y = (np.array(document["curves"]["image_roc"][k]) for k in "xy")
     assert np.trapezoid(y, x) == pytest.approx(metrics["image"]["auroc"], abs=1e-4)
     assert document["power"]["n"] == 12
@@ -92,14 +92,14 @@ def test_in_a_browser_threshold_gallery_and_theme_work(run: Path) -> None:
         assert f"{low} to {high}" in page.inner_text("#cards")
 
         # a threshold in the middle of the scores, moved as a person moves it
-        scores = sorted(p["score"] for p in document["pictures"])
+        scores = sorted(p["score"] for p in document["images"])
         middle = (scores[5] + scores[6]) / 2
         page.evaluate(
             "t => { const r = document.getElementById('threshold'); "
             "r.value = t; r.dispatchEvent(new Event('input')); }",
             middle,
         )
-        defects = [p for p in document["pictures"] if p["anomalous"]]
+        defects = [p for p in document["images"] if p["anomalous"]]
         hit = sum(p["score"] > middle for p in defects)
         page.wait_for_function(f"document.getElementById('missed-count').textContent === '({len(defects) - hit})'")
         assert shown("#detections") == pytest.approx(hit / len(defects), abs=6e-4)
@@ -109,14 +109,14 @@ def test_in_a_browser_threshold_gallery_and_theme_work(run: Path) -> None:
         assert line == pytest.approx(middle, abs=1e-9)
 
         page.select_option("#filter-what", "missed")
-        assert page.locator("#cards-pictures figure").count() == len(defects) - hit
+        assert page.locator("#cards-images figure").count() == len(defects) - hit
         page.select_option("#filter-what", "all")
         page.select_option("#filter-type", "spot")
-        assert page.locator("#cards-pictures figure").count() == 3
+        assert page.locator("#cards-images figure").count() == 3
         page.select_option("#filter-type", "all")
         page.select_option("#sort", "up")
-        assert f"score {scores[0]:.3f}" in page.locator("#cards-pictures figcaption").first.inner_text()
-        page.locator("#cards-pictures .trio").first.click()
+        assert f"score {scores[0]:.3f}" in page.locator("#cards-images figcaption").first.inner_text()
+        page.locator("#cards-images .trio").first.click()
         assert page.locator("#zoom[open] img").count() >= 2
         page.keyboard.press("Escape")
         page.click("#reset")
@@ -124,8 +124,8 @@ def test_in_a_browser_threshold_gallery_and_theme_work(run: Path) -> None:
         before = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.click("#theme")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
-        page.emulate_media(media="print")  # the pictures are on paper too, what can only be clicked is not
-        assert page.locator("#cards-pictures img").first.is_visible()
+        page.emulate_media(media="print")  # the images are on paper too, what can only be clicked is not
+        assert page.locator("#cards-images img").first.is_visible()
         assert not page.locator("#theme").is_visible() and not page.locator("#reset").is_visible()
         page.emulate_media(media="screen")
         page.set_viewport_size({"width": 390, "height": 800})
@@ -134,18 +134,18 @@ def test_in_a_browser_threshold_gallery_and_theme_work(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_any_test_picture_the_page_still_serves(run: Path, tmp_path: Path) -> None:
+def test_without_any_test_image_the_page_still_serves(run: Path, tmp_path: Path) -> None:
     data = make_folder(tmp_path / "good only", good=10, defective=0)
     page = write_report(run, data, tmp_path / "page.html", device="cpu")
     document = numbers(page)
-    assert document["figures"] is None and not document["labelled"]
-    scores = [p["score"] for p in document["pictures"]]
+    assert document["metrics"] is None and not document["labelled"]
+    scores = [p["score"] for p in document["images"]]
     assert len(scores) == 10 and scores == sorted(scores, reverse=True)
     assert document["power"]["n"] == 12 and document["distributions"]["real"] == {}
     if CHROMIUM.is_file():
         with browser_page(page) as (browser, complaints):
             browser.wait_for_selector("#histogram .main-svg")
-            assert browser.locator("#cards-pictures figure").count() == 10
+            assert browser.locator("#cards-images figure").count() == 10
             assert complaints == []
 
 
@@ -199,10 +199,10 @@ def test_thumbnails_keep_to_their_budget_and_keep_small_defects() -> None:
 @pytest.mark.parametrize(
     ("score", "expected"),
     [
-        (20.5, "anomalous: none of 20 good pictures scores as high"),
-        (19.5, "anomalous: only 1 of 20 good pictures scores as high"),
-        (18.5, "unusual but good: only 2 of 20 good pictures score as high"),
-        (5.0, "good: 16 of 20 good pictures score as high"),
+        (20.5, "anomalous: none of 20 good images scores as high"),
+        (19.5, "anomalous: only 1 of 20 good images scores as high"),
+        (18.5, "unusual but good: only 2 of 20 good images score as high"),
+        (5.0, "good: 16 of 20 good images score as high"),
     ],
 )
 def test_the_plain_line_says_what_the_p_value_says(score: float, expected: str) -> None:
@@ -210,27 +210,27 @@ def test_the_plain_line_says_what_the_p_value_says(score: float, expected: str) 
     assert sentence(score, Calibration.fit(values, values, 0.1)) == expected
 
 
-def test_the_levels_of_a_picture_are_kept_while_it_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_levels_of_a_image_are_kept_while_it_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from cdo_ad.inference.detector import load
+    from cdo_ad.inference.engines.torch import TorchRuntime
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.reporting.collect import LevelRuntime
-    from cdo_ad.inference.engines.torch import TorchRuntime
 
     detector = load(run, device="cpu")
     assert isinstance(detector.runtime, TorchRuntime)
     network = detector.runtime.network
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     with torch.inference_mode():
-        expected = network.views(torch.from_numpy(picture[None]).permute(0, 3, 1, 2))
+        expected = network.branches(torch.from_numpy(image[None]).permute(0, 3, 1, 2))
     calls = []
     original = CdoNetwork.features
     monkeypatch.setattr(CdoNetwork, "features", lambda *a: calls.append(1) or original(*a))
     runtime = LevelRuntime(detector.runtime)
-    maps, scores = runtime.infer(picture[None])
+    maps, scores = runtime.infer(image[None])
     assert calls == [1] and list(runtime.levels) == list(expected)
     for name, wanted in expected.items():
         np.testing.assert_allclose(runtime.levels[name], wanted[0].numpy(), atol=1e-6)
-    for found, judged in zip((maps, scores), detector.runtime.infer(picture[None]), strict=True):
+    for found, judged in zip((maps, scores), detector.runtime.infer(image[None]), strict=True):
         np.testing.assert_array_equal(found, judged)

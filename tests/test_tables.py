@@ -68,7 +68,7 @@ def test_groups_means_and_deviations(runs: list[Path]) -> None:
     assert one.seeds == 1 and one.cells["image.auroc"] == Cell(0.6, None)
     uneven = found[("false",), "mean of 2"].cells["image.auroc"]  # seed 1 of the cable is missing
     assert (uneven.mean, uneven.std) == (pytest.approx((0.75 + 0.6) / 2), None)
-    assert "image.ap" not in table.figures and "decision.false_alarm_rate" not in table.figures
+    assert "image.ap" not in table.metrics and "decision.false_alarm_rate" not in table.metrics
     published = [row for row in table.rows if row.kind == "published"]
     assert published[0].cells["pixel.aupro_0.3"] == Cell(0.9468, 0.0020) and published[0].seeds == 3
     assert any("2 of them are here, so do not compare the means" in note for note in table.notes)
@@ -100,7 +100,7 @@ def test_mixtures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"first and twin have the same settings, product and seed 111"):
         make_table([first, twin])
     other = make(tmp_path / "other", 0.9, print_of="y", seed=2)
-    with pytest.raises(BundleError, match=r"both of 'bottle' but were evaluated on different test pictures"):
+    with pytest.raises(BundleError, match=r"both of 'bottle' but were evaluated on different test images"):
         make_table([first, other])
 
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from cdo_ad import load
-from cdo_ad.training import job as training
-from cdo_ad.training import loop as training_loop
 from cdo_ad.bundle import read_bundle
 from cdo_ad.calibration import conformal_threshold
 from cdo_ad.data import read_image
 from cdo_ad.errors import BundleError, CalibrationError, ConfigError, DataError, ImageError, TrainingError
 from cdo_ad.method.network import CdoNetwork
+from cdo_ad.training import job as training
+from cdo_ad.training import loop as training_loop
 from conftest import TINY
 from fakes import make_folder, make_mvtec, make_mvtec3d, make_visa
 
@@ -46,7 +46,7 @@ def test_a_bundle_is_complete(tiny_run, tiny_data) -> None:
     assert not list(tiny_run.parent.glob(".*"))
 
 
-def test_thresholds_come_from_the_held_out_pictures(tiny_run) -> None:
+def test_thresholds_come_from_the_held_out_images(tiny_run) -> None:
     bundle = read_bundle(tiny_run)
     detector = load(tiny_run, device="cpu")
     scores = [detector.predict_file(path).score for path in bundle.calibration_paths]
@@ -145,7 +145,7 @@ def test_a_folder_that_is_no_run_is_not_overwritten(tiny_data, tmp_path) -> None
     assert (tmp_path / "photos" / "a.txt").read_text() == "mine"
 
 
-def test_two_pictures_are_too_few_for_the_promise(tmp_path) -> None:
+def test_two_images_are_too_few_for_the_promise(tmp_path) -> None:
     make_folder(tmp_path / "data", good=2, defective=0)
     with pytest.raises(CalibrationError, match=r"needs 19 .* there are 1: add 18 more, .*--false-alarm-rate 0\.5"):
         training.train(tmp_path / "data", tmp_path / "run", TINY.replace(false_alarm_rate=0.05), device="cpu")
@@ -153,7 +153,7 @@ def test_two_pictures_are_too_few_for_the_promise(tmp_path) -> None:
     assert len(read_bundle(tmp_path / "run").calibration.scores) == 1
 
 
-def test_a_truncated_training_picture_is_named(tmp_path) -> None:
+def test_a_truncated_training_image_is_named(tmp_path) -> None:
     make_folder(tmp_path / "data", good=24, defective=0)
     file = tmp_path / "data" / "good" / "003.jpg"
     file.write_bytes(file.read_bytes()[:300])
@@ -205,7 +205,7 @@ def test_learning_rates() -> None:
     assert factor(TINY.replace(schedule="constant"), 3, 0, 4) == 1
 
 
-def test_batches_cover_each_picture_once_over_all_ranks() -> None:
+def test_batches_cover_each_image_once_over_all_ranks() -> None:
     shares = [training_loop._batches(50, 16, 0, 0, rank, 2) for rank in range(2)]
     seen = [i for batches in shares for batch in batches for i in batch]
     assert sorted(seen) == list(range(50))
@@ -247,12 +247,12 @@ def test_weights_of_other_networks_are_refused(tiny_run, tmp_path) -> None:
 
 
 def test_loading_gives_the_identical_output(tiny_run, tiny_data) -> None:
-    picture = read_image(sorted((tiny_data / "test" / "good").iterdir())[0])
-    one, other = (load(tiny_run, device="cpu").predict(picture) for _ in range(2))
+    image = read_image(sorted((tiny_data / "test" / "good").iterdir())[0])
+    one, other = (load(tiny_run, device="cpu").predict(image) for _ in range(2))
     assert np.array_equal(one.anomaly_map, other.anomaly_map) and one.score == other.score
 
 
-def test_pictures_may_be_links_to_another_place(tiny_data, tmp_path) -> None:
+def test_images_may_be_links_to_another_place(tiny_data, tmp_path) -> None:
     (tmp_path / "links" / "good").mkdir(parents=True)
     for path in (tiny_data / "train" / "good").iterdir():
         (tmp_path / "links" / "good" / path.name).symlink_to(path)

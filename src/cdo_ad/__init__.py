@@ -1,4 +1,4 @@
-"""cdo-ad: find defects in pictures of products, learned from good pictures only.
+"""cdo-ad: find defects in images of products, learned from good images only.
 
 The names below are loaded at their first use, so that `import cdo_ad` is quick and needs no optional package.
 """
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cdo_ad import recipes
-    from cdo_ad.training.adapt import adapt
     from cdo_ad.bundle import Bundle, read_bundle
     from cdo_ad.calibration import Calibration
     from cdo_ad.config import Config
     from cdo_ad.data import read_dataset, read_image
-    from cdo_ad.inference.detector import Detector, load
     from cdo_ad.errors import CdoError
     from cdo_ad.evaluation.evaluate import Evaluation, evaluate
+    from cdo_ad.inference.detector import Detector, load
     from cdo_ad.inference.predict import predict_files
+    from cdo_ad.training.adapt import adapt
     from cdo_ad.training.job import train
     from cdo_ad.types import Prediction, Region, Sample
 

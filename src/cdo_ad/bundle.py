@@ -2,7 +2,7 @@
 
 model.safetensors   both networks
 config.json         settings, preprocessing, data fingerprint and split, versions, seed, source revision
-calibration.json    scores of the held-out good pictures and the thresholds
+calibration.json    scores of the held-out good images and the thresholds
 metrics.json        of the last evaluation, when there was one
 train_log.csv       a row an epoch
 tensorboard/        the same for TensorBoard
@@ -59,7 +59,7 @@ class Bundle:
 
     @property
     def calibration_paths(self) -> list[Path]:
-        """The held-out good pictures' files, as they were named when the bundle was made."""
+        """The held-out good images' files, as they were named when the bundle was made."""
         return [self.data_root / name for name in self.provenance["data"]["calibration"]]
 
 

@@ -17,10 +17,10 @@ __all__ = [
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["exponential", "step", "one-cycle", "constant"]
 BackgroundRule = Literal["none", "extremes", "border"]
-AnomalyKind = Literal["noise", "perlin", "cut", "shade", "line", "spot", "smear"]
+AnomalyKind = Literal["noise", "perlin", "cut", "intensity", "line", "spot", "smear"]
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
 AFTER_TRAINING = (
-    "recipe", "density", "view_shares", "recognised_share", "density_context", "blur_sigma", "score_top",
+    "recipe", "density", "fusion_weights", "defect_head_weight", "density_context", "blur_sigma", "score_top",
     "false_alarm_rate",
 )  # fmt: skip
 """Settings that the training of the apprentice does not depend on."""
@@ -38,33 +38,33 @@ class Config:
     """The expert's weights: `auto` (the package for tf_efficientnet_lite0, timm's hub otherwise), `hub`, `none`
     (random, for tests) or the path of a .safetensors or .pth state dict."""
     image_height: int = 256
-    """Height of the networks' input, pixels; pictures are resized to it, whatever their shape."""
+    """Height of the networks' input, pixels; images are resized to it, whatever their shape."""
     image_width: int = 256
     """Width of the networks' input, pixels."""
 
-    even_exposure: bool = False
-    """Scale each picture to one mean brightness before the networks see it, so that dark and bright pictures of a
-    product look alike to them; see `cdo_ad.method.brightness`. Shades are judged on the picture as it is."""
+    normalize_brightness: bool = False
+    """Scale each image to one mean brightness before the networks see it, so that dark and bright images of a
+    product look alike to them; see `cdo_ad.method.brightness`. Intensities are judged on the image as it is."""
 
     mom: bool = True
-    """Margin optimisation: perturb training pictures and learn to disagree there."""
+    """Margin optimisation: add_anomaly training images and learn to disagree there."""
     synthesis: str = "noise"
-    """Kinds of synthetic anomalies that MOM draws, one a picture where there are several: `noise` (the paper's white
-    noise), `perlin`, `cut`, `shade`, `line`, `spot`, `smear`; see `cdo_ad.method.anomalies`. Joined by commas."""
+    """Kinds of synthetic anomalies that MOM draws, one an image where there are several: `noise` (the paper's white
+    noise), `perlin`, `cut`, `intensity`, `line`, `spot`, `smear`; see `cdo_ad.method.anomalies`. Joined by commas."""
     background: BackgroundRule = "none"
     """Where perturbations may be centred: `none` anywhere; `extremes` not on near-black or near-white (the paper, for
-    some categories); `border` not on what looks like the picture's edge. Of white noise only."""
+    some categories); `border` not on what looks like the image's edge. Of white noise only."""
     defect_share: float = 0.25
-    """Share of each step's pictures that are labelled defects, where there are any (`--defects`)."""
+    """Share of each step's images that are labelled defects, where there are any (`--defects`)."""
     oom: bool = True
     """Overlap optimisation: hard pixels weigh more."""
     gamma: float = 2.0
     """Exponent of OOM's weights."""
 
     epochs: int = 50
-    """Passes over the fit pictures."""
+    """Passes over the fit images."""
     batch_size: int = 16
-    """Pictures a step, over all devices."""
+    """Images a step, over all devices."""
     optimizer: Optimizer = "adamw"
     """`adamw`, or `adam` (betas 0.5, 0.999; weight decay added to the gradient)."""
     lr: float = 4e-4
@@ -80,17 +80,17 @@ class Config:
     """Seed of everything random: start weights, order, perturbations, split."""
 
     density: bool = False
-    """Add a second view: how improbable the expert's features are at each position, fitted after the training (see
+    """Add a second branch: how improbable the expert's features are at each position, fitted after the training (see
     `cdo_ad.method.density`)."""
-    view_shares: str = "auto"
-    """With a density: how much of the anomaly map each view gets. `auto` learns it from good pictures and synthetic
+    fusion_weights: str = "auto"
+    """With a density: how much of the anomaly map each branch gets. `auto` learns it from good images and synthetic
     anomalies (`cdo_ad.method.fusion`), `equal`, or four numbers that sum to 1, e.g. `0.4,0.2,0.2,0.2`: disagreement,
-    density of level 2, of level 3, of shade."""
-    recognised_share: float = 0.1
-    """With a density, labelled defects and at least 32 good pictures: how much of the anomaly map the view that
-    recognises those defects gets (see `cdo_ad.method.defect_head`); 0 for no such view."""
+    density of level 2, of level 3, of intensity."""
+    defect_head_weight: float = 0.1
+    """With a density, labelled defects and at least 32 good images: how much of the anomaly map the branch that
+    recognises those defects gets (see `cdo_ad.method.defect_head`); 0 for no such branch."""
     density_context: int = 8
-    """Components of the whole picture's appearance that the density is conditional on; 0 for none."""
+    """Components of the whole image's appearance that the density is conditional on; 0 for none."""
 
     blur_sigma: float = 4.0
     """Standard deviation of the Gaussian blur of the anomaly map, pixels of the input."""
@@ -98,17 +98,17 @@ class Config:
     """Image score: 0 for the map's maximum, else the mean of this share of its largest pixels."""
 
     calibration_share: float = 0.1
-    """Share of the good pictures that is held out for calibration and never trained on."""
+    """Share of the good images that is held out for calibration and never trained on."""
     calibration_minimum: int = 20
     """Hold out at least this many where there are twice as many."""
     few: bool = False
-    """For one to some twenty good pictures: train on all of them and altered copies, calibrate by densities that have
-    not seen the picture that they score, promise no false-alarm rate."""
+    """For one to some twenty good images: train on all of them and altered copies, calibrate by densities that have
+    not seen the image that they score, promise no false-alarm rate."""
     keep_copies_together: bool = True
     """Hold out whole groups of near copies, such as one part under two exposures, so that thresholds hold for new
     parts."""
     false_alarm_rate: float = 0.05
-    """Share of good pictures that may be called anomalous, on average."""
+    """Share of good images that may be called anomalous, on average."""
     precision: str = "32-true"
     """Lightning Fabric's precision of the training, e.g. `32-true`, `bf16-mixed`."""
 
@@ -124,7 +124,7 @@ class Config:
         _need(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
         _need(self.density_context >= 0, f"density_context must be >= 0, got {self.density_context}")
         _need(0 < self.defect_share < 1, f"defect_share must lie in (0, 1), got {self.defect_share}")
-        _need(0 <= self.recognised_share < 1, f"recognised_share must lie in [0, 1), got {self.recognised_share}")
+        _need(0 <= self.defect_head_weight < 1, f"defect_head_weight must lie in [0, 1), got {self.defect_head_weight}")
         self.shares()
         self.kinds()
         _need(self.blur_sigma >= 0, f"blur_sigma must be >= 0, got {self.blur_sigma}")
@@ -139,17 +139,17 @@ class Config:
         return self.image_height, self.image_width
 
     def shares(self) -> tuple[float, ...] | None:
-        """`view_shares` as numbers; None where they are learned."""
-        if self.view_shares == "auto":
+        """`fusion_weights` as numbers; None where they are learned."""
+        if self.fusion_weights == "auto":
             return None
-        if self.view_shares == "equal":
+        if self.fusion_weights == "equal":
             return (0.25,) * 4
         try:
-            numbers = tuple(float(text) for text in self.view_shares.split(","))
+            numbers = tuple(float(text) for text in self.fusion_weights.split(","))
         except ValueError:
             numbers = ()
         good = len(numbers) == 4 and min(numbers) >= 0 and abs(sum(numbers) - 1) < 1e-6
-        _need(good, f"view_shares must be auto, equal or four numbers that sum to 1, got {self.view_shares!r}")
+        _need(good, f"fusion_weights must be auto, equal or four numbers that sum to 1, got {self.fusion_weights!r}")
         return numbers
 
     def kinds(self) -> tuple[AnomalyKind, ...]:

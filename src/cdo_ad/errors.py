@@ -1,10 +1,10 @@
 """Every error this package raises on purpose.
 
     CdoError                      catch this one to catch them all
-    |-- DataError                 a data set or a picture that cannot be used
-    |   `-- ImageError            one picture: unreadable, truncated, of a wrong shape
+    |-- DataError                 a data set or an image that cannot be used
+    |   `-- ImageError            one image: unreadable, truncated, of a wrong shape
     |-- ConfigError               a setting outside its range, or an unknown name
-    |-- CalibrationError          a promise the calibration pictures cannot keep
+    |-- CalibrationError          a promise the calibration images cannot keep
     |-- TrainingError             a training that must not go on (a loss that is not a number)
     |-- BundleError               a run folder that is missing, incomplete or of another version
     |-- ExportError               an exported model that does not agree with its source
@@ -37,11 +37,11 @@ class CdoError(Exception):
 
 
 class DataError(CdoError):
-    """A data set or a picture that cannot be used as it is."""
+    """A data set or an image that cannot be used as it is."""
 
 
 class ImageError(DataError):
-    """One picture that cannot be read, or whose shape or type is not one of a picture."""
+    """One image that cannot be read, or whose shape or type is not one of an image."""
 
 
 class ConfigError(CdoError, ValueError):
@@ -49,7 +49,7 @@ class ConfigError(CdoError, ValueError):
 
 
 class CalibrationError(CdoError):
-    """A false-alarm rate that the number of calibration pictures cannot promise."""
+    """A false-alarm rate that the number of calibration images cannot promise."""
 
 
 class TrainingError(CdoError):

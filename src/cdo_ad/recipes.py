@@ -25,7 +25,7 @@ def lite0() -> Config:
     """The default: EfficientNet-Lite0 for CPUs, disagreement and density together, seven epochs at a larger rate.
 
     256 x 256: more costs more than 1.3 times the paper's form, and neither drawn products nor solar cells tell
-    defects better for it. The rest, even exposure too, was chosen on them as well (LOG.md).
+    defects better for it. The rest, normalized brightness too, was chosen on them as well (LOG.md).
     """
     return Config(
         recipe="lite0",
@@ -33,7 +33,7 @@ def lite0() -> Config:
         lr=2e-3,
         schedule="exponential",
         decay=0.85,
-        even_exposure=True,
+        normalize_brightness=True,
         density=True,
     )
 

@@ -7,14 +7,14 @@ from cdo_ad.calibration import Calibration
 __all__ = ["sentence"]
 
 UNUSUAL = 0.2
-"""Good pictures with a p-value of at most this are called unusual."""
+"""Good images with a p-value of at most this are called unusual."""
 
 
 def sentence(score: float, calibration: Calibration) -> str:
-    """The decision and its ground, e.g. ``unusual but good: only 3 of 42 good pictures score as high``.
+    """The decision and its ground, e.g. ``unusual but good: only 3 of 42 good images score as high``.
 
     Args:
-        score: of the picture.
+        score: of the image.
         calibration: of the detector that gave the score.
     """
     n = len(calibration.scores)
@@ -23,9 +23,9 @@ def sentence(score: float, calibration: Calibration) -> str:
         word = "anomalous"
     else:
         word = "unusual but good" if calibration.p_value(score) <= UNUSUAL else "good"
-    kind = "good picture" if calibration.promised else "altered copy"
-    pictures = kind if n == 1 else "good pictures" if calibration.promised else "altered copies of good pictures"
+    kind = "good image" if calibration.guaranteed else "altered copy"
+    images = kind if n == 1 else "good images" if calibration.guaranteed else "altered copies of good images"
     if as_high == 0:
-        return f"{word}: none of {n} {pictures} scores as high"
+        return f"{word}: none of {n} {images} scores as high"
     only = "" if word == "good" else "only "
-    return f"{word}: {only}{as_high} of {n} {pictures} {'scores' if as_high == 1 else 'score'} as high"
+    return f"{word}: {only}{as_high} of {n} {images} {'scores' if as_high == 1 else 'score'} as high"

@@ -14,7 +14,7 @@ from cdo_ad.errors import DataError
 __all__ = ["GOOD", "Float32Array", "MaskArray", "Prediction", "Region", "Sample", "Split"]
 
 GOOD = "good"
-"""The `defect_type` of a picture without a defect."""
+"""The `defect_type` of an image without a defect."""
 
 Split = Literal["train", "calibration", "test"]
 Float32Array = npt.NDArray[np.float32]
@@ -23,36 +23,36 @@ MaskArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture of a data set. The label is the data set's own word, never derived from the mask."""
+    """One image of a data set. The label is the data set's own word, never derived from the mask."""
 
     path: Path
-    """The picture's file."""
+    """The image's file."""
     split: Split
-    """`train` (good pictures; a share of them is later held out), `calibration` (good pictures that the data set
+    """`train` (good images; a share of them is later held out), `calibration` (good images that the data set
     itself sets aside, such as MVTec 3D-AD's validation split) or `test`."""
     defect_type: str = GOOD
     """`"good"`, or the name of the defect's folder."""
     mask_path: Path | None = None
-    """The defect's pixel mask; None for good pictures and where the data set has no masks."""
+    """The defect's pixel mask; None for good images and where the data set has no masks."""
     category: str = ""
     """The product, e.g. `"bottle"`; empty where the data set holds one product only."""
 
     def __post_init__(self) -> None:
         if self.split != "test" and self.defect_type != GOOD:
             raise DataError(
-                f"{self.path}: a {self.split} picture must be good, but it is labelled {self.defect_type!r}: "
+                f"{self.path}: a {self.split} image must be good, but it is labelled {self.defect_type!r}: "
                 "move it to the test folder"
             )
 
     @property
     def anomalous(self) -> bool:
-        """True when the data set says that the picture shows a defect."""
+        """True when the data set says that the image shows a defect."""
         return self.defect_type != GOOD
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One connected region (8-connected) of the drawn mask, in pixels of the picture as it was given."""
+    """One connected region (8-connected) of the drawn mask, in pixels of the image as it was given."""
 
     box: tuple[int, int, int, int]
     """(x, y, width, height); x and y count from the top left corner."""
@@ -70,7 +70,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the detector says of one picture of height H and width W."""
+    """What the detector says of one image of height H and width W."""
 
     score: float
     """Image score; larger is more anomalous."""
@@ -81,7 +81,7 @@ class Prediction:
     threshold: float
     """The image threshold the decision was taken with."""
     anomaly_map: Float32Array
-    """(H, W) float32, >= 0, at the picture's own size."""
+    """(H, W) float32, >= 0, at the image's own size."""
     mask: MaskArray
     """(H, W) bool: anomaly_map > the calibrated pixel threshold."""
     regions: tuple[Region, ...] = ()
@@ -89,7 +89,7 @@ class Prediction:
     seconds: float = 0.0
     """Wall time of preprocessing, networks and post-processing; decoding the file is not included."""
     path: str = ""
-    """The picture's file, empty where the picture came as an array."""
+    """The image's file, empty where the image came as an array."""
 
     def __post_init__(self) -> None:
         if self.anomaly_map.ndim != 2 or self.anomaly_map.shape != self.mask.shape:

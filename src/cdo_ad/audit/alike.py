@@ -1,4 +1,4 @@
-"""The rules of `cdo_ad.audit.check` about pictures that show the same: equal ones, and near duplicates across the split."""
+"""The rules of `cdo_ad.audit.check` about images that show the same: equal ones, and near duplicates across the split."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["find_alike"]
 
 MAY_BE_EQUAL = 8
-"""Bits: pictures whose hashes differ by more cannot have equal pixels, in whatever format they are stored."""
+"""Bits: images whose hashes differ by more cannot have equal pixels, in whatever format they are stored."""
 
 
 def find_alike(rules: Rules, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-    """Add the findings about pictures that show the same.
+    """Add the findings about images that show the same.
 
     Args:
         rules: of one product, after the split.
-        samples: its readable pictures.
+        samples: its readable images.
         facts: of each.
     """
     paths = [sample.path for sample in samples]
@@ -37,7 +37,7 @@ def find_alike(rules: Rules, samples: Sequence[Sample], facts: dict[Path, Facts]
     limit = near_limit(hashes) if rules.limit is None else rules.limit  # as the split has it
     rules.report.limits[rules.category] = limit
     if limit < 0 and len(paths) >= 20:
-        rules.add("near-unknown", "note", "the pictures are so alike that near duplicates cannot be told from others")
+        rules.add("near-unknown", "note", "the images are so alike that near duplicates cannot be told from others")
     pairs = [(paths[i], paths[j], distance) for i, j, distance in near_pairs(hashes, max(limit, MAY_BE_EQUAL))]
     # only what looks the same is decoded in full and compared by each pixel
     candidates = dict.fromkeys(path for a, b, distance in pairs if distance <= MAY_BE_EQUAL for path in (a, b))
@@ -65,19 +65,19 @@ def _equal(rules: Rules, paths: Sequence[Path], digests: Sequence[bytes]) -> Non
         rules.add(
             "label-conflict",
             "error",
-            f"{len(conflict)} pair(s) of equal pictures, one labelled good and one a defect: remove the wrong one",
+            f"{len(conflict)} pair(s) of equal images, one labelled good and one a defect: remove the wrong one",
             conflict,
         )
     if across:
         rules.add(
             "equal-across",
             "error",
-            f"{len(across)} pair(s) of equal pictures in different parts of fit, "
+            f"{len(across)} pair(s) of equal images in different parts of fit, "
             "calibration and test: figures and thresholds would be too good; remove one of each",
             across,
         )
     if within:
-        rules.add("equal-within", "warning", f"{len(within)} pair(s) of equal pictures: remove one of each", within)
+        rules.add("equal-within", "warning", f"{len(within)} pair(s) of equal images: remove one of each", within)
 
 
 def _near(rules: Rules, paths: Sequence[Path], pairs: Sequence[tuple[Path, Path, int]]) -> None:
@@ -95,9 +95,9 @@ def _near(rules: Rules, paths: Sequence[Path], pairs: Sequence[tuple[Path, Path,
             rules.add(
                 f"near-{first}-{second}",
                 "warning",
-                f"{seen} of {of} {second} pictures show nearly what a {first} "
-                f"picture shows ({len(found)} pairs, such as the same part under another exposure): "
-                f"{consequence}; keep all pictures of a part on one side",
+                f"{seen} of {of} {second} images show nearly what a {first} "
+                f"image shows ({len(found)} pairs, such as the same part under another exposure): "
+                f"{consequence}; keep all images of a part on one side",
                 (f"{rules.name(a)} = {rules.name(b)}" for a, b in ordered),
             )
     inside = [(a, b) for a, b, _ in pairs if rules.split_of[a] == rules.split_of[b]]
@@ -106,6 +106,6 @@ def _near(rules: Rules, paths: Sequence[Path], pairs: Sequence[tuple[Path, Path,
             "near-within",
             "note",
             f"{len(inside)} pairs inside fit, calibration or test show nearly the same: "
-            "there are fewer different parts than pictures",
+            "there are fewer different parts than images",
             (f"{rules.name(a)} = {rules.name(b)}" for a, b in inside),
         )

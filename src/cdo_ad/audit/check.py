@@ -1,9 +1,9 @@
 """What is wrong with a data set, before any training: every finding at once, each with its remedy.
 
 - An `error` makes a training or its figures wrong, or stops it; a `warning` may; a `note` is worth knowing.
-- Near duplicates: two perceptual hashes (256 bits) that differ in unusually few bits for two pictures of this
+- Near duplicates: two perceptual hashes (256 bits) that differ in unusually few bits for two images of this
   data set. They are blind to exposure, so they find the same part under another light.
-- Held-out calibration pictures are drawn exactly as a training with the same settings draws them.
+- Held-out calibration images are drawn exactly as a training with the same settings draws them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cdo_ad.audit.statistics import Facts, gather
-from cdo_ad.audit.listing import list_leniently
 from cdo_ad.audit.findings import LEVELS, CheckReport, Finding
+from cdo_ad.audit.listing import list_leniently
 from cdo_ad.audit.rules import Rules
+from cdo_ad.audit.statistics import Facts, gather
 from cdo_ad.config import Config
 from cdo_ad.data.readers.layout import list_categories, read_dataset
 from cdo_ad.errors import ConfigError, DataError
@@ -35,7 +35,7 @@ def check(
     run: Path | str | None = None,
     device: str = "auto",
 ) -> CheckReport:
-    """Look at every file of a data set; each picture is decoded once.
+    """Look at every file of a data set; each image is decoded once.
 
     Args:
         data: the data set's folder.
@@ -43,12 +43,12 @@ def check(
             minimum, seed; default: those of `run`, else the recipe `lite0`.
         layout: see `cdo_ad.data.read_dataset`.
         category: the product; None checks all.
-        run: a run folder whose detector judges the good pictures, to find mislabelled ones.
+        run: a run folder whose detector judges the good images, to find mislabelled ones.
         device: for that detector.
 
     Raises:
         ConfigError: for an unknown layout.
-        DataError: if the folder is missing or holds no picture.
+        DataError: if the folder is missing or holds no image.
         BundleError: if `run` is no complete run folder.
         MissingExtraError: if the extra `check` is not installed.
     """
@@ -58,8 +58,8 @@ def check(
     for name in _categories(root, layout, category):
         rules = Rules(root, config, report, name or "")
         samples = _samples(rules, layout, name)
-        facts, pictures, masks = _gather(samples, config, name)
-        rules.unreadable(pictures, masks)
+        facts, images, masks = _gather(samples, config, name)
+        rules.unreadable(images, masks)
         readable = [sample for sample in samples if sample.path in facts]
         rules.judge(readable, facts)
         if run is not None:
@@ -72,7 +72,7 @@ def _gather(
     samples: Sequence[Sample], config: Config, category: str | None
 ) -> tuple[dict[Path, Facts], dict[Path, str], dict[Path, str]]:
     with progress_bar() as bar:
-        task = bar.add_task(f"checking {category or 'pictures'}", total=len(samples), note="")
+        task = bar.add_task(f"checking {category or 'images'}", total=len(samples), note="")
         return gather(samples, config.image_size, lambda: bar.update(task, advance=1))
 
 
@@ -115,16 +115,16 @@ def _samples(rules: Rules, layout: str, category: str | None) -> list[Sample]:
 
 
 def _good_scores(run: Path, samples: Sequence[Sample], device: str) -> dict[Path, float]:
-    """Image scores of the good pictures that can be read, by the detector of a run."""
+    """Image scores of the good images that can be read, by the detector of a run."""
     from cdo_ad.inference.detector import load, read_ahead
 
     detector = load(run, device=device)
     good = [sample.path for sample in samples if not sample.anomalous]
     scores = {}
     with progress_bar() as bar:
-        task = bar.add_task("scoring good pictures", total=len(good), note="")
-        for path, picture in read_ahead(good):
+        task = bar.add_task("scoring good images", total=len(good), note="")
+        for path, image in read_ahead(good):
             bar.update(task, advance=1)
-            if isinstance(picture, np.ndarray):
-                scores[path] = detector.predict(picture, regions=False).score
+            if isinstance(image, np.ndarray):
+                scores[path] = detector.predict(image, regions=False).score
     return scores

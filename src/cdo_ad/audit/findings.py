@@ -43,11 +43,11 @@ class CheckReport:
 
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    """Pictures by `fit`, `calibration`, `test_good`, `test_defect`."""
+    """Images by `fit`, `calibration`, `test_good`, `test_defect`."""
     near: list[tuple[str, str, int]] = field(default_factory=list)
     """Near duplicates: two files and the bits in which their hashes differ."""
     limits: dict[str, int] = field(default_factory=dict)
-    """By category, the bits up to which pictures counted as near."""
+    """By category, the bits up to which images counted as near."""
 
     @property
     def ok(self) -> bool:

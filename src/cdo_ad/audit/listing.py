@@ -19,17 +19,17 @@ class Listing:
     """What was found, complete where a strict reader stops at the first mistake."""
 
     samples: list[Sample] = field(default_factory=list)
-    orphan_pictures: list[Path] = field(default_factory=list)
-    """Defect pictures without a mask, of types that have masks."""
+    orphan_images: list[Path] = field(default_factory=list)
+    """Defect images without a mask, of types that have masks."""
     orphan_masks: list[Path] = field(default_factory=list)
     unlabelled: list[Path] = field(default_factory=list)
-    """Pictures that lie where no label can be told."""
+    """Images that lie where no label can be told."""
     trained_defects: list[Path] = field(default_factory=list)
-    """Pictures below the training folder in a folder that is not `good`."""
+    """Images below the training folder in a folder that is not `good`."""
 
 
 def list_leniently(root: Path, category: str | None = None) -> Listing:
-    """List pictures and masks by the names of their folders; never raises for what is wrong in the data set.
+    """List images and masks by the names of their folders; never raises for what is wrong in the data set.
 
     Args:
         root: the data set's folder, of any layout.
@@ -37,7 +37,7 @@ def list_leniently(root: Path, category: str | None = None) -> Listing:
     """
     base = root / category if category and (root / category).is_dir() else root
     listing = Listing()
-    pictures: dict[tuple[str, str], Path] = {}
+    images: dict[tuple[str, str], Path] = {}
     masks: dict[tuple[str, str], Path] = {}
     for path in list_images(base, recursive=True):
         folders = [part.casefold() for part in path.relative_to(base).parts[:-1]]
@@ -52,8 +52,8 @@ def list_leniently(root: Path, category: str | None = None) -> Listing:
         if sample is not None:
             listing.samples.append(sample)
             if sample.anomalous:
-                pictures[sample.defect_type.casefold(), path.stem] = path
-    _pair(listing, pictures, masks)
+                images[sample.defect_type.casefold(), path.stem] = path
+    _pair(listing, images, masks)
     return listing
 
 
@@ -78,17 +78,15 @@ def _sample(path: Path, names: list[str], listing: Listing, category: str) -> Sa
     return Sample(path, "test", names[-1], category=category)
 
 
-def _pair(listing: Listing, pictures: dict[tuple[str, str], Path], masks: dict[tuple[str, str], Path]) -> None:
-    listing.orphan_masks = [
-        mask for key, mask in masks.items() if key not in pictures and key[0] not in (GOOD, "normal")
-    ]
+def _pair(listing: Listing, images: dict[tuple[str, str], Path], masks: dict[tuple[str, str], Path]) -> None:
+    listing.orphan_masks = [mask for key, mask in masks.items() if key not in images and key[0] not in (GOOD, "normal")]
     masked_types = {kind for kind, _ in masks}
-    by_path = {path: key for key, path in pictures.items()}
+    by_path = {path: key for key, path in images.items()}
     paired = []
     for sample in listing.samples:
         key = by_path.get(sample.path)
         mask = masks.get(key) if key is not None else None
         if key is not None and mask is None and key[0] in masked_types:
-            listing.orphan_pictures.append(sample.path)
+            listing.orphan_images.append(sample.path)
         paired.append(Sample(sample.path, sample.split, sample.defect_type, mask, sample.category))
     listing.samples = paired

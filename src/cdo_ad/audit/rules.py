@@ -1,4 +1,4 @@
-"""The rules of `cdo_ad.audit.check`: from what is known of the files to findings, a function of one product's pictures."""
+"""The rules of `cdo_ad.audit.check`: from what is known of the files to findings, a function of one product's images."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from cdo_ad.calibration import pictures_needed
 from cdo_ad.audit.alike import find_alike
-from cdo_ad.audit.statistics import Facts
-from cdo_ad.audit.listing import Listing
 from cdo_ad.audit.findings import CheckReport, Finding, Level
+from cdo_ad.audit.listing import Listing
+from cdo_ad.audit.statistics import Facts
+from cdo_ad.calibration import images_needed
 from cdo_ad.config import Config
 from cdo_ad.data.split import split_good
-from cdo_ad.files import relative_name
 from cdo_ad.errors import DataError
+from cdo_ad.files import relative_name
 from cdo_ad.types import GOOD, Sample
 
 __all__ = ["Rules"]
 
 MULTIPLE = 32
-"""Input sizes are proposed as multiples of this: the deepest hierarchy's stride times two."""
+"""Input sizes are proposed as multiples of this: the deepest level's stride times two."""
 OUTLIER = 5.0
 """A value this many robust standard deviations (1.4826 median deviations) from the median is unusual."""
 LEAST_FACTOR = 1.5
@@ -52,18 +52,18 @@ class Rules:
         return relative_name(path, self.root)
 
     def judge(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-        """Every rule on the pictures that can be read."""
+        """Every rule on the images that can be read."""
         self._split(samples, facts)
         self._masks(samples, facts)
         find_alike(self, samples, facts)
         self._kinds(samples, facts)
         self._light(samples, facts)
 
-    def unreadable(self, pictures: dict[Path, str], masks: dict[Path, str]) -> None:
+    def unreadable(self, images: dict[Path, str], masks: dict[Path, str]) -> None:
         """Files that cannot be decoded, with the decoder's own words."""
-        if pictures:
-            first = next(iter(pictures.values()))
-            self.add("unreadable", "error", f"{_pictures(len(pictures))} cannot be read; the first: {first}", pictures)
+        if images:
+            first = next(iter(images.values()))
+            self.add("unreadable", "error", f"{_images(len(images))} cannot be read; the first: {first}", images)
         if masks:
             first = next(iter(masks.values()))
             self.add("unreadable-mask", "error", f"{len(masks)} mask(s) cannot be read; the first: {first}", masks)
@@ -71,14 +71,12 @@ class Rules:
     def partners(self, listing: Listing) -> None:
         """What a data set that its reader refuses lacks."""
         if files := listing.orphan_masks:
+            self.add("orphan-mask", "error", f"{len(files)} mask(s) without an image: add it or remove the mask", files)
+        if files := listing.orphan_images:
             self.add(
-                "orphan-mask", "error", f"{len(files)} mask(s) without a picture: add it or remove the mask", files
-            )
-        if files := listing.orphan_pictures:
-            self.add(
-                "orphan-picture",
+                "orphan-image",
                 "error",
-                f"{_pictures(len(files))} of a defect without a mask where others of "
+                f"{_images(len(files))} of a defect without a mask where others of "
                 "its type have one: add it, or remove all masks of that type",
                 files,
             )
@@ -86,20 +84,20 @@ class Rules:
             self.add(
                 "unlabelled",
                 "error",
-                f"{_pictures(len(files))} outside the folders of the types: move each to the folder of its type",
+                f"{_images(len(files))} outside the folders of the types: move each to the folder of its type",
                 files,
             )
         if files := listing.trained_defects:
             self.add(
                 "defect-in-training",
                 "error",
-                f"{_pictures(len(files))} in a training folder that is not good: "
-                "only good pictures are trained on; move them to the test folder",
+                f"{_images(len(files))} in a training folder that is not good: "
+                "only good images are trained on; move them to the test folder",
                 files,
             )
 
     def _split(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-        """Fit, calibration and test as a training would have them, and whether there are enough good pictures."""
+        """Fit, calibration and test as a training would have them, and whether there are enough good images."""
         config = self.config
         good = [sample for sample in samples if sample.split != "test"]
         hashes = (
@@ -122,13 +120,13 @@ class Rules:
         self.split_of.update({sample.path: "test" for sample in test})
         self.report.counts["test_good"] += sum(not sample.anomalous for sample in test)
         self.report.counts["test_defect"] += sum(sample.anomalous for sample in test)
-        needed = pictures_needed(config.false_alarm_rate)
+        needed = images_needed(config.false_alarm_rate)
         if held_out and len(held_out) < needed:
             self.add(
                 "too-few-good",
                 "error",
                 f"a false-alarm rate of {config.false_alarm_rate:g} needs {needed} good "
-                f"calibration pictures, {len(held_out)} would be held out of {len(good)}: add good pictures, or "
+                f"calibration images, {len(held_out)} would be held out of {len(good)}: add good images, or "
                 f"ask for a rate of {1 / (len(held_out) + 1):.3f} or more, or train with  --few  and without a promise",
             )
         elif good and len(fit) < 50:
@@ -136,7 +134,7 @@ class Rules:
             self.add(
                 "few-good",
                 "note",
-                f"{len(fit)} good pictures would be trained on{promise}: 50 or more make a useful model",
+                f"{len(fit)} good images would be trained on{promise}: 50 or more make a useful model",
             )
 
     def _masks(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
@@ -151,7 +149,7 @@ class Rules:
                 empty.append(sample.path)
             else:
                 scale = fact.height / self.config.image_height * fact.width / self.config.image_width
-                share = fact.mask.largest_region / scale  # pixels of the training picture that the defect covers
+                share = fact.mask.largest_region / scale  # pixels of the training image that the defect covers
                 if share < 1:
                     tiny.append(sample.path)
                     need = max(need, share**-0.5)
@@ -159,15 +157,15 @@ class Rules:
             self.add(
                 "mask-size",
                 "error",
-                f"{_pictures(len(wrong))} whose mask has another size: export masks at the picture's own size",
+                f"{_images(len(wrong))} whose mask has another size: export masks at the image's own size",
                 wrong,
             )
         if empty:
             self.add(
                 "mask-empty",
                 "warning",
-                f"{_pictures(len(empty))} of a defect whose mask is empty: pixel figures "
-                "would count the defect as good; draw the mask, or move good pictures to good/",
+                f"{_images(len(empty))} of a defect whose mask is empty: pixel figures "
+                "would count the defect as good; draw the mask, or move good images to good/",
                 empty,
             )
         if tiny:
@@ -175,7 +173,7 @@ class Rules:
             self.add(
                 "tiny-defect",
                 "warning",
-                f"{_pictures(len(tiny))} whose defect is smaller than a pixel at "
+                f"{_images(len(tiny))} whose defect is smaller than a pixel at "
                 f"{self.config.image_height} x {self.config.image_width} and may not be seen: "
                 f"--set image_height={height} --set image_width={width} keeps them all",
                 tiny,
@@ -192,7 +190,7 @@ class Rules:
             self.add(
                 "mixed-sizes",
                 "note",
-                f"pictures of {len(sizes)} sizes, {low[1]} x {low[0]} to {high[1]} x {high[0]} "
+                f"images of {len(sizes)} sizes, {low[1]} x {low[0]} to {high[1]} x {high[0]} "
                 "(width x height): all are brought to one size, so their scale differs",
             )
         shape = float(np.median([np.log(facts[path].width / facts[path].height) for path in fit]))
@@ -203,7 +201,7 @@ class Rules:
             self.add(
                 "mixed-shapes",
                 "warning",
-                f"{len(stretched)} of {len(samples)} pictures are more than 1.25 times wider or narrower in shape than "
+                f"{len(stretched)} of {len(samples)} images are more than 1.25 times wider or narrower in shape than "
                 "the middle one of those to train on: resizing stretches them differently; crop all alike",
                 stretched,
             )
@@ -218,7 +216,7 @@ class Rules:
                 self.add(
                     kind,
                     "warning",
-                    f"{_pictures(len(odd))} of another kind ({word}) than the usual {usual}: "
+                    f"{_images(len(odd))} of another kind ({word}) than the usual {usual}: "
                     "a model may learn the kind instead of the defect; take all alike",
                     odd,
                 )
@@ -235,7 +233,7 @@ class Rules:
             self.add(
                 "low-bits",
                 "error",
-                f"{_pictures(len(low))} of 16 bits use the lower {bits} only and decode nearly "
+                f"{_images(len(low))} of 16 bits use the lower {bits} only and decode nearly "
                 f"black: shift them up by {16 - bits} bits (multiply by {2 ** (16 - bits)})",
                 low,
             )
@@ -255,12 +253,12 @@ class Rules:
                 self.add(
                     kind,
                     "warning" if good else "note",
-                    f"{_pictures(len(files))} {text}: look at them, and take out those that production would not give",
+                    f"{_images(len(files))} {text}: look at them, and take out those that production would not give",
                     files,
                 )
 
     def mislabelled(self, scores: dict[Path, float]) -> None:
-        """Good pictures whose image score lies far above that of the others."""
+        """Good images whose image score lies far above that of the others."""
         if len(scores) < 10:
             return
         values = np.array(list(scores.values()))
@@ -271,7 +269,7 @@ class Rules:
             self.add(
                 "mislabelled",
                 "warning",
-                f"{_pictures(len(odd))} labelled good score far above the other good ones: "
+                f"{_images(len(odd))} labelled good score far above the other good ones: "
                 "look whether they show a defect",
                 odd,
             )
@@ -288,5 +286,5 @@ def _deviations(values: dict[Path, float]) -> dict[Path, float]:
     return dict(zip(values, scaled.tolist(), strict=True))
 
 
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"

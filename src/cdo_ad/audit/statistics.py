@@ -1,4 +1,4 @@
-"""What one decode tells of a picture and its mask: the facts that `cdo_ad.audit.check` judges.
+"""What one decode tells of an image and its mask: the facts that `cdo_ad.audit.check` judges.
 
 A JPEG is decoded at a fraction of its size, never below the training size: brightness, sharpness and the perceptual
 hash are those of means over small blocks of pixels. That is three times as fast, and facts are read for outliers only.
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cdo_ad.data.near_copies import LOOK, perceptual_hash
 from cdo_ad.data.decode import decode_reduced, read_bytes, read_image, read_mask
+from cdo_ad.data.near_copies import LOOK, perceptual_hash
 from cdo_ad.errors import DataError, ImageError, needs_extra
 from cdo_ad.provenance import processors
 from cdo_ad.types import Sample
@@ -41,7 +41,7 @@ class MaskFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Of one picture that could be decoded."""
+    """Of one image that could be decoded."""
 
     height: int
     width: int
@@ -60,22 +60,22 @@ class Facts:
     bright: float
     """Share of pixels with gray >= 250."""
     sharpness: float
-    """Energy of the Laplacian over the variance, at the training size; low in a blurred picture."""
+    """Energy of the Laplacian over the variance, at the training size; low in a blurred image."""
     mask: MaskFacts | None = None
 
 
 def gather(
     samples: Sequence[Sample], size: tuple[int, int], advance: Callable[[], None] = lambda: None
 ) -> tuple[dict[Path, Facts], dict[Path, str], dict[Path, str]]:
-    """Decode every picture and mask once, in as many threads as there are processors.
+    """Decode every image and mask once, in as many threads as there are processors.
 
     Args:
-        samples: the pictures.
-        size: (h, w) of the training pictures.
-        advance: called once for each picture that is done.
+        samples: the images.
+        size: (h, w) of the training images.
+        advance: called once for each image that is done.
 
     Returns:
-        Facts by picture; the error by picture that cannot be read; the error by mask that cannot be read.
+        Facts by image; the error by image that cannot be read; the error by mask that cannot be read.
 
     Raises:
         MissingExtraError: if `imagehash` is not installed.
@@ -87,7 +87,7 @@ def gather(
     broken_masks: dict[Path, str] = {}
 
     def look(sample: Sample) -> tuple[Sample, Facts | str, MaskFacts | str | None]:
-        return sample, _picture(sample.path, size), _mask(sample)
+        return sample, _image(sample.path, size), _mask(sample)
 
     with ThreadPoolExecutor(processors()) as pool:
         for sample, found, mask in pool.map(look, samples):
@@ -118,24 +118,24 @@ def _mask(sample: Sample) -> MaskFacts | str | None:
     return MaskFacts(mask.shape[0], mask.shape[1], largest)
 
 
-def _picture(path: Path, size: tuple[int, int]) -> Facts | str:
+def _image(path: Path, size: tuple[int, int]) -> Facts | str:
     try:
         data = read_bytes(path)
-        picture, (height, width) = decode_reduced(data, str(path), max(LOOK, *size))
+        image, (height, width) = decode_reduced(data, str(path), max(LOOK, *size))
     except ImageError as error:
         return str(error)
-    gray = Image.fromarray(picture).convert("L")
+    gray = Image.fromarray(image).convert("L")
     histogram = np.array(gray.histogram())
-    total = picture.shape[0] * picture.shape[1]
+    total = image.shape[0] * image.shape[1]
     small = np.asarray(gray.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
     return Facts(
         height=height,
         width=width,
         bits=_bits(data),
-        colour=_coloured(picture),
+        colour=_coloured(image),
         perceptual=perceptual_hash(gray),
         mean=float(histogram @ np.arange(256) / total),
-        largest=int(picture.max()),
+        largest=int(image.max()),
         dark=float(histogram[: DARK + 1].sum() / total),
         bright=float(histogram[BRIGHT:].sum() / total),
         sharpness=_sharpness(small),
@@ -143,24 +143,22 @@ def _picture(path: Path, size: tuple[int, int]) -> Facts | str:
 
 
 def pixels_digest(path: Path) -> bytes:
-    """Hash of the whole decoded pixels and their shape: equal for equal pictures, whatever the file format.
+    """Hash of the whole decoded pixels and their shape: equal for equal images, whatever the file format.
 
     Raises:
         ImageError: if the file cannot be read.
     """
-    picture = read_image(path)
-    return hashlib.sha256(picture.data).digest() + repr(picture.shape).encode()
+    image = read_image(path)
+    return hashlib.sha256(image.data).digest() + repr(image.shape).encode()
 
 
-def _coloured(picture: npt.NDArray[np.uint8]) -> bool:
-    """False where the three channels are equal everywhere; a few pixels tell most coloured pictures."""
-    return any(
-        not np.array_equal(part[..., 0], part[..., k]) for part in (picture[::16, ::16], picture) for k in (1, 2)
-    )
+def _coloured(image: npt.NDArray[np.uint8]) -> bool:
+    """False where the three channels are equal everywhere; a few pixels tell most coloured images."""
+    return any(not np.array_equal(part[..., 0], part[..., k]) for part in (image[::16, ::16], image) for k in (1, 2))
 
 
 def _sharpness(gray: npt.NDArray[np.float32]) -> float:
-    """Mean squared Laplacian over the variance of a (h, w) picture; 0 for a flat one."""
+    """Mean squared Laplacian over the variance of a (h, w) image; 0 for a flat one."""
     laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1]
     variance = float(gray.var())
     return float(np.square(laplacian).mean()) / variance if variance > 1e-6 else 0.0

@@ -25,40 +25,40 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="Quantise; refused where that costs quality. OpenVINO only.")
     ] = False,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder of good pictures to compare on; default: those held out.")
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of good images to compare on; default: those held out.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one model file that needs no torch, and prove that it gives the same answers."""
     if int8:
-        _export_int8(run, to, pictures, as_json)
+        _export_int8(run, to, images, as_json)
         return
     from cdo_ad.deploy.export import export as write
 
-    file, agreement = write(run, to, pictures=pictures)
+    file, agreement = write(run, to, images=images)
     if as_json:
         show_json({"file": str(file), **agreement.to_json()})
         return
     show(
-        f"{file}: same decision on all of {agreement.pictures} pictures; scores differ by at most "
+        f"{file}: same decision on all of {agreement.images} images; scores differ by at most "
         f"{agreement.score_difference:.1e}, maps by {agreement.map_difference:.1e} (relative)"
     )
 
 
-def _export_int8(run: Path, to: str, pictures: Path | None, as_json: bool) -> None:
+def _export_int8(run: Path, to: str, images: Path | None, as_json: bool) -> None:
     if to != "openvino":
         raise ConfigError(f"--int8 is made for OpenVINO, not for {to!r}: use  --to openvino --int8")
     from cdo_ad.deploy.int8 import export_int8
 
-    file, quality = export_int8(run, pictures=pictures)
+    file, quality = export_int8(run, images=images)
     if as_json:
         show_json({"file": str(file), **quality.to_json()})
         return
     kept = ", ".join(quality.kept_fp32) or "none"
     show(
         f"{file}: image AUROC {quality.int8.image_auroc:.4f} (fp32 {quality.fp32.image_auroc:.4f}), pixel AP "
-        f"{quality.int8.pixel_ap:.4f} (fp32 {quality.fp32.pixel_ap:.4f}) on {quality.good} good pictures and "
+        f"{quality.int8.pixel_ap:.4f} (fp32 {quality.fp32.pixel_ap:.4f}) on {quality.good} good images and "
         f"{quality.anomalous} synthetic anomalies (largest fall, of any strength alone: {quality.fall:.4f}); "
         f"kept in fp32: {kept}; thresholds calibrated anew"
     )
@@ -68,15 +68,15 @@ def benchmark(
     run: Run,
     rounds: Annotated[int, typer.Option(min=1, help="Measured rounds at batch 1.")] = 30,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Pictures a batch, for the throughput; default: each engine's best.")
+        int | None, typer.Option(min=1, help="Images a batch, for the throughput; default: each engine's best.")
     ] = None,
-    picture_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the pictures.")] = None,
+    image_size: Annotated[str | None, typer.Option(metavar="HxW", help="Size of the images.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure every engine this run can use, against the plain PyTorch form."""
     from cdo_ad.deploy.benchmark import benchmark as measure
 
-    result = measure(run, rounds=rounds, batch=batch, picture_size=parse_size(picture_size, "--picture-size"))
+    result = measure(run, rounds=rounds, batch=batch, image_size=parse_size(image_size, "--image-size"))
     if as_json:
         show_json(result)
         return

@@ -35,17 +35,17 @@ def check(
         str | None, typer.Option(metavar="HxW", help="Input size of the training, default 256x256.")
     ] = None,
     false_alarm_rate: Rate = None,
-    few: Annotated[bool, typer.Option("--few", help="For a training with --few, which holds no picture out.")] = False,
+    few: Annotated[bool, typer.Option("--few", help="For a training with --few, which holds no image out.")] = False,
     run: Annotated[
-        Path | None, typer.Option(help="A run folder: its detector looks for mislabelled good pictures.")
+        Path | None, typer.Option(help="A run folder: its detector looks for mislabelled good images.")
     ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Say what is wrong with a data set, before any training; exit code 1 when a training or its figures would be."""
     from cdo_ad import recipes
-    from cdo_ad.bundle import read_bundle
     from cdo_ad.audit.check import check as look
+    from cdo_ad.bundle import read_bundle
 
     config = recipes.lite0() if run is None else read_bundle(run).config
     wanted = parse_size(size, "--size")
@@ -80,7 +80,7 @@ def report(
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of a comparison's resamples.")] = 0,
 ) -> None:
-    """Write one self-contained HTML page about a run, or one that compares runs evaluated on the same pictures."""
+    """Write one self-contained HTML page about a run, or one that compares runs evaluated on the same images."""
     from cdo_ad.bundle import CONFIG
     from cdo_ad.reporting import write_comparison, write_report
 
@@ -123,7 +123,7 @@ def drift(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say whether new good pictures still look like those of the calibration; exit code 1 when they do not."""
+    """Say whether new good images still look like those of the calibration; exit code 1 when they do not."""
     from cdo_ad.inference.detector import load
     from cdo_ad.inference.drift import drift as test
     from cdo_ad.inference.predict import Failure, predict_files
@@ -152,7 +152,7 @@ def _findings_table(report: CheckReport) -> None:
     counts = report.counts
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{counts['fit']} good pictures to train on, {counts['calibration']} held out for calibration, "
+        f"{counts['fit']} good images to train on, {counts['calibration']} held out for calibration, "
         f"{counts['test_good']} good and {counts['test_defect']} defective to test with"
     )
     if not report.findings:

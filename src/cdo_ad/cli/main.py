@@ -32,13 +32,13 @@ from cdo_ad.errors import CdoError, ConfigError
 
 if TYPE_CHECKING:
     from cdo_ad.bundle import Bundle
-    from cdo_ad.inference.detector import Detector
     from cdo_ad.evaluation.evaluate import Evaluation
+    from cdo_ad.inference.detector import Detector
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Find defects in pictures of products, learned from good pictures only.",
+    help="Find defects in images of products, learned from good images only.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -71,7 +71,7 @@ def main() -> None:
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Find defects in pictures of products, learned from good pictures only."""
+    """Find defects in images of products, learned from good images only."""
 
 
 @app.command()
@@ -87,19 +87,19 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     false_alarm_rate: Rate = None,
     defects: Annotated[
-        Path | None, typer.Option(help="Folder with a few labelled defects (pictures and masks) to learn from too.")
+        Path | None, typer.Option(help="Folder with a few labelled defects (images and masks) to learn from too.")
     ] = None,
     unified: Annotated[bool, typer.Option("--unified", help="One model for all products in DATA.")] = False,
     few: Annotated[
-        bool, typer.Option("--few", help="For a handful of good pictures: hold none out, promise no rate.")
+        bool, typer.Option("--few", help="For a handful of good images: hold none out, promise no rate.")
     ] = False,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
-    workers: Annotated[int, typer.Option(help="Threads or processes that read pictures.")] = 2,
+    workers: Annotated[int, typer.Option(help="Threads or processes that read images.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train on good pictures, calibrate on held-out ones, write a run folder."""
+    """Train on good images, calibrate on held-out ones, write a run folder."""
     from cdo_ad import recipes
 
     config = recipes.get(recipe).with_settings(setting or [])
@@ -122,8 +122,8 @@ def train(
         show_json({"run": str(out), "calibration": calibration.to_json(), "settings": config.to_json()})
         return
     fit = len(bundle.provenance["data"]["fit"])
-    others = "others" if calibration.promised else "altered copies"
-    show(f"{out}: trained on {fit} good pictures, calibrated on {len(calibration.scores)} {others}")
+    others = "others" if calibration.guaranteed else "altered copies"
+    show(f"{out}: trained on {fit} good images, calibrated on {len(calibration.scores)} {others}")
     show(_threshold_line(calibration))
 
 
@@ -131,13 +131,13 @@ def train(
 def adapt(
     run: Run,
     out: Annotated[Path | None, typer.Option(help="New run folder; default: replace RUN when all is done.")] = None,
-    good: Annotated[Path | None, typer.Option(help="Folder of good pictures that were called anomalous.")] = None,
+    good: Annotated[Path | None, typer.Option(help="Folder of good images that were called anomalous.")] = None,
     bad: Annotated[Path | None, typer.Option(help="Folder of missed defects, with masks.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over all pictures; 0: keep the networks, which is quick.")] = 2,
+    epochs: Annotated[int, typer.Option(help="Passes over all images; 0: keep the networks, which is quick.")] = 2,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Learn from an operator's corrections: false alarms and misses; old pictures stay in."""
+    """Learn from an operator's corrections: false alarms and misses; old images stay in."""
     from cdo_ad.training.adapt import adapt as make_run
 
     bundle, changes = make_run(run, out or run, good=good, bad=bad, epochs=epochs, device=device)
@@ -147,7 +147,7 @@ def adapt(
     show(f"{bundle.path}: adapted; alarms and median score (1 is the threshold) before and after")
     for c in changes:
         show(
-            f"  {c.group:14} {c.pictures:4} pictures   alarms {c.alarms_before} -> {c.alarms_after}   "
+            f"  {c.group:14} {c.images:4} images   alarms {c.alarms_before} -> {c.alarms_after}   "
             f"score {c.score_before:.2f} -> {c.score_after:.2f}"
         )
     show(_threshold_line(bundle.calibration))
@@ -156,18 +156,14 @@ def adapt(
 @app.command()
 def calibrate(
     run: Run,
-    data: Annotated[
-        Path | None, typer.Argument(help="Folder with other good pictures; default: those held out.")
-    ] = None,
-    false_alarm_rate: Annotated[
-        float, typer.Option(help="Share of good pictures that may be called anomalous.")
-    ] = 0.05,
+    data: Annotated[Path | None, typer.Argument(help="Folder with other good images; default: those held out.")] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of good images that may be called anomalous.")] = 0.05,
     layout: Layout = "auto",
     category: Category = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Set the thresholds for another false-alarm rate, or with other good pictures."""
+    """Set the thresholds for another false-alarm rate, or with other good images."""
     from cdo_ad import bundle as bundles
     from cdo_ad.calibration import Calibration
 
@@ -196,8 +192,8 @@ def _refuse_trained_on(bundle: Bundle, good: list[Path]) -> None:
     seen = [path for path in good if path.resolve() in trained]
     if seen:
         raise CalibrationError(
-            f"{seen[0]} was trained on ({len(seen)} of {len(good)} pictures were): its score promises nothing; "
-            "give other good pictures, or leave DATA out to use those held out"
+            f"{seen[0]} was trained on ({len(seen)} of {len(good)} images were): its score promises nothing; "
+            "give other good images, or leave DATA out to use those held out"
         )
 
 
@@ -212,7 +208,7 @@ def evaluate(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run on labelled test pictures."""
+    """Measure a run on labelled test images."""
     from cdo_ad.data import read_dataset
     from cdo_ad.evaluation.evaluate import evaluate as measure
     from cdo_ad.evaluation.results import write_results
@@ -242,9 +238,9 @@ def predict(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Judge pictures: a line for each, and a heat map over the picture."""
-    from cdo_ad.sentence import sentence
+    """Judge images: a line for each, and a heat map over the image."""
     from cdo_ad.inference.predict import Failure, predict_files
+    from cdo_ad.sentence import sentence
 
     if maps and out is None:
         raise ConfigError("--maps needs a folder to write to: give --out DIR")
@@ -268,7 +264,7 @@ def predict(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        say(f"{count - failed} pictures judged; overlays and predictions.jsonl in {out}")
+        say(f"{count - failed} images judged; overlays and predictions.jsonl in {out}")
     if failed:
         say(f"{failed} of {count} files could not be read")
         raise typer.Exit(1)
@@ -277,7 +273,7 @@ def predict(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data and the runs.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and epochs: a smoke test.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and epochs: a smoke test.")] = False,
     device: Device = "auto",
 ) -> None:
     """The whole job on a built-in data set: draw, train, calibrate, evaluate, show."""
@@ -299,20 +295,20 @@ def _load(run: Path, device: str, false_alarm_rate: float | None, mode: str = "l
 
 
 def _threshold_line(calibration: Any) -> str:
-    if not calibration.promised:
+    if not calibration.guaranteed:
         return (
             f"threshold {calibration.image_threshold:.4f}: no false-alarm rate is promised, as altered copies of the "
-            "training pictures gave it; set it with 20 or more other good pictures:  cdo-ad calibrate RUN FOLDER"
+            "training images gave it; set it with 20 or more other good images:  cdo-ad calibrate RUN FOLDER"
         )
     return (
-        f"threshold {calibration.image_threshold:.4f}: at most {calibration.false_alarm_rate:.2%} of good pictures are "
-        f"called anomalous, on average (from {len(calibration.scores)} good pictures)"
+        f"threshold {calibration.image_threshold:.4f}: at most {calibration.false_alarm_rate:.2%} of good images are "
+        f"called anomalous, on average (from {len(calibration.scores)} good images)"
     )
 
 
 def _evaluation_table(result: Evaluation) -> None:
     """Overall and per defect type, in plain aligned columns."""
-    figures = result.figures
+    figures = result.metrics
     rows = {"all": figures, **figures["per_type"]}
     width = max(map(len, rows))
     show(f"{'':{width}}    n  image: AUROC     AP  F1max   pixel: AUROC     AP  F1max  PRO.3 PRO.05   detected (95 %)")
@@ -326,7 +322,7 @@ def _evaluation_table(result: Evaluation) -> None:
         )
     alarms = figures["decision"]["false_alarm_rate"]
     show(
-        f"false alarms on {figures['n']['good']} good pictures: {_f(alarms['value'])} "
+        f"false alarms on {figures['n']['good']} good images: {_f(alarms['value'])} "
         f"(95 %: {_f(alarms['low'])}-{_f(alarms['high'])}) at threshold {figures['decision']['threshold']:.4f}"
     )
 

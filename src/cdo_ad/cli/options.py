@@ -20,7 +20,7 @@ Layout = Annotated[str, typer.Option(help="auto, folder, mvtec, mvtec3d or visa.
 Category = Annotated[str | None, typer.Option(help="Product, where the data set holds several.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
-Rate = Annotated[float | None, typer.Option(help="Share of good pictures that may be called anomalous.")]
+Rate = Annotated[float | None, typer.Option(help="Share of good images that may be called anomalous.")]
 
 
 def show(text: str) -> None:

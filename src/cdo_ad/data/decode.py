@@ -1,11 +1,11 @@
-"""The only decoder: every picture and every mask of this package comes in through this module.
+"""The only decoder: every image and every mask of this package comes in through this module.
 
-- A picture is (H, W, 3) uint8 RGB in [0, 255], upright (its EXIF orientation is applied).
+- An image is (H, W, 3) uint8 RGB in [0, 255], upright (its EXIF orientation is applied).
 - 16 bit becomes 8 bit by `value >> 8`: the file's full range 0..65535 maps onto 0..255 and nothing is stretched to the
-  picture's own darkest and brightest value, so equal light gives equal numbers. 10 or 12 bit samples stored in the low
+  image's own darkest and brightest value, so equal light gives equal numbers. 10 or 12 bit samples stored in the low
   bits of a 16-bit file therefore look black: write them shifted up. A TIFF that says 12 bit is shifted by 4.
 - Alpha is blended over black, `round(colour * alpha / 255)`: what is transparent shows nothing, and whatever colour
-  lies hidden under it does not leak into the model. A picture that is transparent everywhere is refused.
+  lies hidden under it does not leak into the model. An image that is transparent everywhere is refused.
 - Colour profiles are ignored; of a file with several pages or frames the first is read.
 - Pillow decodes; tifffile reads the TIFF kinds that Pillow cannot, or reads wrongly (16-bit planes,
   big-endian BigTIFF).
@@ -42,7 +42,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """The endings that `list_images` takes, in any letter case. Decoding goes by the content, never by the ending."""
 
 MAX_PIXELS = 500_000_000
-"""The largest picture that is decoded, e.g. 22,360 x 22,360 (1.5 GB as RGB); larger ones raise `ImageError`."""
+"""The largest image that is decoded, e.g. 22,360 x 22,360 (1.5 GB as RGB); larger ones raise `ImageError`."""
 
 SOFT_MASK_LEVEL = 128
 LABEL_ID_MAX = 64
@@ -56,11 +56,11 @@ _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0")
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"  # Pillow misreads its header
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_ORIENTATION, _TIFF_PLANAR = 258, 262, 274, 284
 _TIFF_SIZE_AND_ORIENTATION = (256, 257, _TIFF_ORIENTATION)
-_TOO_LARGE = f"larger than {MAX_PIXELS:,} pixels: cut it into smaller pictures"
+_TOO_LARGE = f"larger than {MAX_PIXELS:,} pixels: cut it into smaller images"
 _REMEDY = "copy it again from its source, or take it out of the folder"
 
 _UPRIGHT: dict[int, Callable[[AnyArray], AnyArray]] = {
-    # EXIF orientation -> the turn that makes the picture upright
+    # EXIF orientation -> the turn that makes the image upright
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -72,7 +72,7 @@ _UPRIGHT: dict[int, Callable[[AnyArray], AnyArray]] = {
 
 
 def read_image(path: Path | str) -> UInt8Array:
-    """Decode a picture file.
+    """Decode an image file.
 
     Args:
         path: JPEG, PNG, TIFF, BMP or WebP; gray, colour, palette, 1-bit, CMYK, with or without alpha; 8 or 16 bit.
@@ -81,17 +81,17 @@ def read_image(path: Path | str) -> UInt8Array:
         (H, W, 3) uint8 RGB, upright, C-contiguous, writable; see the module's text for 16 bit and alpha.
 
     Raises:
-        ImageError: if the file is missing, empty, truncated, not a picture or above `MAX_PIXELS`.
+        ImageError: if the file is missing, empty, truncated, not an image or above `MAX_PIXELS`.
     """
     return decode_image(read_bytes(path), str(path))
 
 
 def decode_image(data: bytes, name: str = "<bytes>") -> UInt8Array:
-    """Decode the bytes of a picture file, exactly as `read_image` does.
+    """Decode the bytes of an image file, exactly as `read_image` does.
 
     Args:
         data: the whole file.
-        name: what error messages call the picture.
+        name: what error messages call the image.
 
     Returns:
         (H, W, 3) uint8 RGB, upright, C-contiguous, writable.
@@ -99,36 +99,36 @@ def decode_image(data: bytes, name: str = "<bytes>") -> UInt8Array:
     Raises:
         ImageError: as `read_image`.
     """
-    picture, orientation = _load(data, name)
-    rgb = as_rgb(picture, name) if isinstance(picture, np.ndarray) else _picture_to_rgb(picture, name)
+    image, orientation = _load(data, name)
+    rgb = as_rgb(image, name) if isinstance(image, np.ndarray) else _image_to_rgb(image, name)
     return np.require(_upright(rgb, orientation), requirements=["C", "W"])
 
 
 def decode_reduced(data: bytes, name: str, least: int) -> tuple[UInt8Array, tuple[int, int]]:
-    """Decode a picture for a quick look: a JPEG at a half, a quarter or an eighth of its size, others in full.
+    """Decode an image for a quick look: a JPEG at a half, a quarter or an eighth of its size, others in full.
 
     A reduced JPEG costs a third of a whole one. The whole file is read, so a truncated one is found all the same; its
     pixels are means over blocks (libjpeg's scaled inverse transform).
 
     Args:
         data: the whole file.
-        name: what error messages call the picture.
+        name: what error messages call the image.
         least: pixels; a JPEG is not reduced so far that a side falls below this.
 
     Returns:
-        (h, w, 3) uint8 RGB, upright, and (H, W) of the picture itself.
+        (h, w, 3) uint8 RGB, upright, and (H, W) of the image itself.
 
     Raises:
         ImageError: as `read_image`.
     """
-    picture = _open(data, name)
-    if isinstance(picture, np.ndarray) or picture.format != "JPEG":
+    image = _open(data, name)
+    if isinstance(image, np.ndarray) or image.format != "JPEG":
         rgb = decode_image(data, name)
         return rgb, (rgb.shape[0], rgb.shape[1])
-    width, height = picture.size
-    picture.draft(picture.mode, (least, least))
-    loaded, orientation = _loaded(picture, data, name)
-    rgb = np.ascontiguousarray(_upright(_picture_to_rgb(loaded, name), orientation))
+    width, height = image.size
+    image.draft(image.mode, (least, least))
+    loaded, orientation = _loaded(image, data, name)
+    rgb = np.ascontiguousarray(_upright(_image_to_rgb(loaded, name), orientation))
     return rgb, (width, height) if orientation >= 5 else (height, width)
 
 
@@ -142,7 +142,7 @@ def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> npt.NDA
 
     Args:
         path: the mask's file, any format that `read_image` takes.
-        shape: (H, W) of the picture it belongs to; checked if given.
+        shape: (H, W) of the image it belongs to; checked if given.
 
     Returns:
         (H, W) bool, upright.
@@ -150,12 +150,12 @@ def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> npt.NDA
     Raises:
         ImageError: as `read_image`, or if the mask's size is not `shape`.
     """
-    picture, orientation = _load(read_bytes(path), str(path))
-    values = _upright(_mask_values(picture, str(path)), orientation)
+    image, orientation = _load(read_bytes(path), str(path))
+    values = _upright(_mask_values(image, str(path)), orientation)
     if shape is not None and values.shape != tuple(shape):
         raise ImageError(
-            f"{path}: the mask is {values.shape[1]}x{values.shape[0]} pixels but its picture is {shape[1]}x{shape[0]}: "
-            "export the mask at the picture's own size"
+            f"{path}: the mask is {values.shape[1]}x{values.shape[0]} pixels but its image is {shape[1]}x{shape[0]}: "
+            "export the mask at the image's own size"
         )
     if values.dtype == np.uint16:
         values = values if values.max() <= 255 else values >> 8
@@ -164,7 +164,7 @@ def read_mask(path: Path | str, shape: tuple[int, int] | None = None) -> npt.NDA
 
 
 def as_rgb(array: AnyArray, name: str = "the array") -> UInt8Array:
-    """Turn an array that a user hands in into a picture, by the rules of the decoder.
+    """Turn an array that a user hands in into an image, by the rules of the decoder.
 
     Args:
         array: (H, W), (H, W, 1) gray, (H, W, 2) gray and alpha, (H, W, 3) RGB or (H, W, 4) RGBA; uint8, uint16 (full
@@ -181,8 +181,8 @@ def as_rgb(array: AnyArray, name: str = "the array") -> UInt8Array:
     shape_ok = array.ndim == 2 or (array.ndim == 3 and 1 <= array.shape[2] <= 4)
     if not shape_ok or array.size == 0:
         raise ImageError(
-            f"{name}: a picture must be (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4) with H, W >= 1, "
-            f"channels last, got {array.shape}: hand in one picture of such a shape"
+            f"{name}: an image must be (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4) with H, W >= 1, "
+            f"channels last, got {array.shape}: hand in one image of such a shape"
         )
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
@@ -190,7 +190,7 @@ def as_rgb(array: AnyArray, name: str = "the array") -> UInt8Array:
         array = (array >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ImageError(
-            f"{name}: a picture must be uint8 (0..255), uint16 (0..65535) or bool, got {array.dtype}, whose range is "
+            f"{name}: an image must be uint8 (0..255), uint16 (0..65535) or bool, got {array.dtype}, whose range is "
             "not known: scale it and convert with astype(numpy.uint8)"
         )
     if array.ndim == 2:
@@ -203,26 +203,26 @@ def as_rgb(array: AnyArray, name: str = "the array") -> UInt8Array:
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """Read height and width of the upright picture from the file's header: pixels are not decoded, nor checked.
+    """Read height and width of the upright image from the file's header: pixels are not decoded, nor checked.
 
     Raises:
-        ImageError: if the file is missing or is no picture.
+        ImageError: if the file is missing or is no image.
     """
     data = read_bytes(path)
-    picture = _open(data, str(path))
-    if isinstance(picture, np.ndarray):
-        height, width = picture.shape[:2]
-        orientation = _orientation(picture, data)
-    elif picture.format == "TIFF":  # from the tags: Pillow states the size upright or as stored, by its version
-        width, height, orientation = (int(_tiff_tag(picture, tag) or 1) for tag in _TIFF_SIZE_AND_ORIENTATION)
+    image = _open(data, str(path))
+    if isinstance(image, np.ndarray):
+        height, width = image.shape[:2]
+        orientation = _orientation(image, data)
+    elif image.format == "TIFF":  # from the tags: Pillow states the size upright or as stored, by its version
+        width, height, orientation = (int(_tiff_tag(image, tag) or 1) for tag in _TIFF_SIZE_AND_ORIENTATION)
     else:
-        width, height = picture.size
-        orientation = _orientation(picture, data)
+        width, height = image.size
+        orientation = _orientation(image, data)
     return (width, height) if orientation >= 5 else (height, width)
 
 
 def list_images(folder: Path | str, recursive: bool = False) -> list[Path]:
-    """List the picture files of a folder, by their ending, sorted by name (by relative path if recursive).
+    """List the image files of a folder, by their ending, sorted by name (by relative path if recursive).
 
     Hidden files and folders (names that begin with a dot) are left out.
 
@@ -259,7 +259,7 @@ def write_png16(path: Path | str, array: npt.NDArray[np.uint16]) -> None:
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The content of a picture's file; raises ImageError, which names it, if it is missing, unreadable or empty."""
+    """The content of an image's file; raises ImageError, which names it, if it is missing, unreadable or empty."""
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -273,18 +273,18 @@ def read_bytes(path: Path | str) -> bytes:
 
 def _load(data: bytes, name: str) -> tuple[Image.Image | AnyArray, int]:
     """Decode all pixels; the second value is the EXIF orientation that is still to be applied."""
-    picture = _open(data, name)
-    return (picture, _orientation(picture, data)) if isinstance(picture, np.ndarray) else _loaded(picture, data, name)
+    image = _open(data, name)
+    return (image, _orientation(image, data)) if isinstance(image, np.ndarray) else _loaded(image, data, name)
 
 
-def _loaded(picture: Image.Image, data: bytes, name: str) -> tuple[Image.Image, int]:
+def _loaded(image: Image.Image, data: bytes, name: str) -> tuple[Image.Image, int]:
     try:
-        picture.load()
+        image.load()
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise many kinds on broken files
-        raise ImageError(f"{name}: the picture is truncated or damaged ({_reason(error)}): {_REMEDY}") from error
-    return picture, _orientation(picture, data)
+        raise ImageError(f"{name}: the image is truncated or damaged ({_reason(error)}): {_REMEDY}") from error
+    return image, _orientation(image, data)
 
 
 def _open(data: bytes, name: str) -> Image.Image | AnyArray:
@@ -294,22 +294,22 @@ def _open(data: bytes, name: str) -> Image.Image | AnyArray:
     if data[:4] == _BIG_ENDIAN_BIGTIFF:
         return _decode_tiff(data, name)
     try:
-        picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         if data[:4] in _TIFF_MAGIC:
             return _decode_tiff(data, name)
-        raise ImageError(f"{name}: not a JPEG, PNG, TIFF, BMP or WebP picture, or damaged: {_REMEDY}") from error
+        raise ImageError(f"{name}: not a JPEG, PNG, TIFF, BMP or WebP image, or damaged: {_REMEDY}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name}: {_TOO_LARGE}") from error
     except MemoryError:
         raise
     except Exception as error:
-        raise ImageError(f"{name}: the picture is damaged ({_reason(error)}): {_REMEDY}") from error
-    if picture.width * picture.height > MAX_PIXELS:
+        raise ImageError(f"{name}: the image is damaged ({_reason(error)}): {_REMEDY}") from error
+    if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{name}: {_TOO_LARGE}")
-    if picture.format == "TIFF" and _tiff_tag(picture, _TIFF_PLANAR) == 2 and _tiff_bits(picture) > 8:
+    if image.format == "TIFF" and _tiff_tag(image, _TIFF_PLANAR) == 2 and _tiff_bits(image) > 8:
         return _decode_tiff(data, name)
-    return picture
+    return image
 
 
 def _decode_tiff(data: bytes, name: str) -> AnyArray:
@@ -336,17 +336,17 @@ def _decode_tiff(data: bytes, name: str) -> AnyArray:
         ) from error
 
 
-def _orientation(picture: Image.Image | AnyArray, data: bytes) -> int:
+def _orientation(image: Image.Image | AnyArray, data: bytes) -> int:
     """Find the EXIF orientation left to apply, 1..8; broken EXIF counts as upright. Pillow turns TIFFs by itself."""
     try:
-        if isinstance(picture, np.ndarray):
+        if isinstance(image, np.ndarray):
             import tifffile
 
             with tifffile.TiffFile(io.BytesIO(data)) as file:
                 tag = file.pages.first.tags.get(_TIFF_ORIENTATION)
                 return int(tag.value) if tag is not None else 1
-        return 1 if picture.format == "TIFF" else int(picture.getexif().get(_TIFF_ORIENTATION, 1))
-    except Exception:  # the pixels are whole: damaged notes about the picture must not lose it
+        return 1 if image.format == "TIFF" else int(image.getexif().get(_TIFF_ORIENTATION, 1))
+    except Exception:  # the pixels are whole: damaged notes about the image must not lose it
         return 1
 
 
@@ -355,58 +355,58 @@ def _upright(array: AnyArray, orientation: int) -> AnyArray:
     return array if turn is None else turn(array)
 
 
-def _picture_to_rgb(picture: Image.Image, name: str) -> UInt8Array:
-    if picture.mode in _WIDE_GRAY:
-        gray16 = _gray16(picture, name)
-        gray = (gray16 >> (_tiff_bits(picture) - 8)).astype(np.uint8)
-        clear = picture.info.get("transparency")
+def _image_to_rgb(image: Image.Image, name: str) -> UInt8Array:
+    if image.mode in _WIDE_GRAY:
+        gray16 = _gray16(image, name)
+        gray = (gray16 >> (_tiff_bits(image) - 8)).astype(np.uint8)
+        clear = image.info.get("transparency")
         if isinstance(clear, int):  # a PNG that names one gray value as transparent
             gray = np.stack([gray, np.where(gray16 == clear, 0, 255).astype(np.uint8)], axis=2)
         return as_rgb(gray, name)
-    if picture.mode == "F":
+    if image.mode == "F":
         raise ImageError(f"{name}: floating-point samples have no stated range: save it as 8 or 16 bit")
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return np.asarray(picture)
-    if picture.has_transparency_data:
-        return as_rgb(np.asarray(picture.convert("RGBA")), name)
-    return np.asarray(picture.convert("RGB"))
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return np.asarray(image)
+    if image.has_transparency_data:
+        return as_rgb(np.asarray(image.convert("RGBA")), name)
+    return np.asarray(image.convert("RGB"))
 
 
-def _mask_values(picture: Image.Image | AnyArray, name: str) -> AnyArray:
+def _mask_values(image: Image.Image | AnyArray, name: str) -> AnyArray:
     """(H, W) uint8 or uint16: the numbers that `read_mask` judges."""
-    if isinstance(picture, np.ndarray):
-        wide = picture.ndim == 2 and picture.dtype.kind == "u" and picture.dtype.itemsize == 2
-        return picture.astype(np.uint16) if wide else as_rgb(picture, name).max(axis=2)
-    if picture.mode in _WIDE_GRAY:
-        return _gray16(picture, name)
-    if picture.mode == "P" and "transparency" not in picture.info:
-        index = np.asarray(picture)
-        colours = np.asarray(picture.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        wide = image.ndim == 2 and image.dtype.kind == "u" and image.dtype.itemsize == 2
+        return image.astype(np.uint16) if wide else as_rgb(image, name).max(axis=2)
+    if image.mode in _WIDE_GRAY:
+        return _gray16(image, name)
+    if image.mode == "P" and "transparency" not in image.info:
+        index = np.asarray(image)
+        colours = np.asarray(image.convert("RGB"))
         all_gray = bool((colours == colours[:, :, :1]).all())
         return colours[:, :, 0] if all_gray else index
-    largest: UInt8Array = _picture_to_rgb(picture, name).max(axis=2)
+    largest: UInt8Array = _image_to_rgb(image, name).max(axis=2)
     return largest
 
 
-def _gray16(picture: Image.Image, name: str) -> npt.NDArray[np.uint16]:
-    """Give the raw samples of a gray picture with 9 to 16 bits, (H, W)."""
-    values = np.asarray(picture)
-    if picture.mode == "I" and (picture.format == "TIFF" or values.min() < 0 or values.max() > 65535):
+def _gray16(image: Image.Image, name: str) -> npt.NDArray[np.uint16]:
+    """Give the raw samples of a gray image with 9 to 16 bits, (H, W)."""
+    values = np.asarray(image)
+    if image.mode == "I" and (image.format == "TIFF" or values.min() < 0 or values.max() > 65535):
         raise ImageError(f"{name}: signed or 32-bit samples have no stated range: save it as 8 or 16 bit")
     values = values.astype(np.uint16)
-    if picture.format == "TIFF" and _tiff_tag(picture, _TIFF_PHOTOMETRIC) == 0:  # 0 is white, which Pillow ignores here
-        values = np.uint16(2 ** _tiff_bits(picture) - 1) - values
+    if image.format == "TIFF" and _tiff_tag(image, _TIFF_PHOTOMETRIC) == 0:  # 0 is white, which Pillow ignores here
+        values = np.uint16(2 ** _tiff_bits(image) - 1) - values
     return values
 
 
-def _tiff_tag(picture: Image.Image, tag: int) -> Any:
-    tags = getattr(picture, "tag_v2", {})
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    tags = getattr(image, "tag_v2", {})
     return tags.get(tag)
 
 
-def _tiff_bits(picture: Image.Image) -> int:
-    """Bits of a sample as a TIFF states them; 16 for any other file (asked for wide pictures only)."""
-    bits = _tiff_tag(picture, _TIFF_BITS)
+def _tiff_bits(image: Image.Image) -> int:
+    """Bits of a sample as a TIFF states them; 16 for any other file (asked for wide images only)."""
+    bits = _tiff_tag(image, _TIFF_BITS)
     return int(bits[0]) if bits else 16
 
 

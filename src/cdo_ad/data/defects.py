@@ -1,4 +1,4 @@
-"""A few labelled defects to learn from: pictures with masks, at the training size."""
+"""A few labelled defects to learn from: images with masks, at the training size."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdo_ad.data.store import load_image
 from cdo_ad.data.decode import image_size, read_mask
 from cdo_ad.data.readers.layout import read_dataset
-from cdo_ad.data.readers.pairing import child, pair_masks, pictures_of
+from cdo_ad.data.readers.pairing import child, images_of, pair_masks
+from cdo_ad.data.store import load_image
 from cdo_ad.errors import DataError
 from cdo_ad.types import Sample
 
@@ -24,7 +24,7 @@ MASK_FOLDERS = ("masks", "ground_truth")
 
 @dataclass(frozen=True)
 class Defects:
-    """Pictures of defects and where the defects are."""
+    """Images of defects and where the defects are."""
 
     paths: tuple[Path, ...]
     images: Tensor
@@ -40,8 +40,8 @@ def read_defects(folder: Path | str, layout: str = "auto", category: str | None 
     """Find labelled defects.
 
     Args:
-        folder: pictures with their masks in `masks/` or `ground_truth/` or, named `007_mask.png`, beside them; or a
-            whole data set, whose defective test pictures are taken.
+        folder: images with their masks in `masks/` or `ground_truth/` or, named `007_mask.png`, beside them; or a
+            whole data set, whose defective test images are taken.
         layout: of a data set, see `read_dataset`.
         category: of a data set, see `read_dataset`.
 
@@ -50,21 +50,21 @@ def read_defects(folder: Path | str, layout: str = "auto", category: str | None 
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder: give one with pictures of defects and their masks")
-    loose = [path for path in pictures_of(folder) if not path.stem.endswith("_mask")]
+        raise DataError(f"{folder}: there is no such folder: give one with images of defects and their masks")
+    loose = [path for path in images_of(folder) if not path.stem.endswith("_mask")]
     if loose:
         masks = next((found for name in MASK_FOLDERS if (found := child(folder, name)) is not None), None)
         pairs = pair_masks(loose, masks) if masks is not None else _beside(loose)
         return [Sample(path, "test", "defect", pairs[path]) for path in loose]
     samples = [s for s in read_dataset(folder, layout, category) if s.anomalous]
     if not samples:
-        raise DataError(f"{folder}: holds no pictures of defects, neither loose ones nor in test/<type>/")
+        raise DataError(f"{folder}: holds no images of defects, neither loose ones nor in test/<type>/")
     return samples
 
 
-def _beside(pictures: Sequence[Path]) -> dict[Path, Path]:
+def _beside(images: Sequence[Path]) -> dict[Path, Path]:
     pairs = {}
-    for path in pictures:
+    for path in images:
         found = sorted(path.parent.glob(f"{path.stem}_mask.*"))
         if not found:
             raise DataError(
@@ -75,10 +75,10 @@ def _beside(pictures: Sequence[Path]) -> dict[Path, Path]:
 
 
 def load_defects(samples: Sequence[Sample], size: tuple[int, int]) -> Defects:
-    """Decode pictures and masks to (h, w).
+    """Decode images and masks to (h, w).
 
     Raises:
-        ImageError: a file that cannot be read, or a mask of another size than its picture.
+        ImageError: a file that cannot be read, or a mask of another size than its image.
         DataError: a mask that is missing or empty.
     """
     images, masks = [], []
@@ -88,6 +88,6 @@ def load_defects(samples: Sequence[Sample], size: tuple[int, int]) -> Defects:
         images.append(load_image(sample.path, size))
         mask = torch.from_numpy(read_mask(sample.mask_path, image_size(sample.path)))
         if not mask.any():
-            raise DataError(f"{sample.mask_path}: the mask is empty: draw the defect, or leave the picture out")
+            raise DataError(f"{sample.mask_path}: the mask is empty: draw the defect, or leave the image out")
         masks.append(F.adaptive_max_pool2d(mask[None, None].float(), size)[0, 0] > 0)
     return Defects(tuple(s.path for s in samples), torch.stack(images), torch.stack(masks))

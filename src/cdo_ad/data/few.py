@@ -1,9 +1,9 @@
-"""One to a few good pictures: altered copies stand in for the pictures that are missing.
+"""One to a few good images: altered copies stand in for the images that are missing.
 
-Copies differ from their picture as the next picture of the same part would at the least: a little moved, brighter or
+Copies differ from their image as the next image of the same part would at the least: a little moved, brighter or
 darker, with other camera noise. They keep a density from being degenerate. The threshold to start with
-is what they score when the density has not seen their picture (a single picture: other copies of it). They are no
-independent pictures, so no false-alarm rate follows from them (`cdo_ad.calibration.Calibration.promised`).
+is what they score when the density has not seen their image (a single image: other copies of it). They are no
+independent images, so no false-alarm rate follows from them (`cdo_ad.calibration.Calibration.guaranteed`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cdo_ad.data.store import to_size
 from cdo_ad.data.decode import UInt8Array, read_image
+from cdo_ad.data.store import to_size
 
 __all__ = ["CopyStore", "altered"]
 
@@ -27,21 +27,21 @@ OFFSET = 6.0  # of 255
 NOISE = 1.5  # of 255
 
 
-def altered(picture: UInt8Array, seed: int) -> UInt8Array:
+def altered(image: UInt8Array, seed: int) -> UInt8Array:
     """A copy moved by up to 2 % of each side (edges repeated), with another gain (8 %), offset (6) and noise (1.5).
 
     Args:
-        picture: (H, W, 3) uint8.
+        image: (H, W, 3) uint8.
         seed: of the change.
 
     Returns:
         The same shape and type.
     """
     random = np.random.default_rng(seed)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     rows = np.arange(height) + random.integers(-round(SHIFT * height), round(SHIFT * height) + 1)
     columns = np.arange(width) + random.integers(-round(SHIFT * width), round(SHIFT * width) + 1)
-    moved = picture[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)].astype(np.float32)
+    moved = image[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)].astype(np.float32)
     gain, offset = random.uniform(1 - GAIN, 1 + GAIN), random.uniform(-OFFSET, OFFSET)
     noise = random.standard_normal((height, width, 1), dtype=np.float32) * NOISE
     changed: UInt8Array = np.rint(moved * gain + offset + noise).clip(0, 255).astype(np.uint8)
@@ -49,7 +49,7 @@ def altered(picture: UInt8Array, seed: int) -> UInt8Array:
 
 
 class CopyStore(Dataset[Tensor]):
-    """Pictures and altered copies of each, at the training size, as `cdo_ad.data.store.ImageStore` gives them."""
+    """Images and altered copies of each, at the training size, as `cdo_ad.data.store.ImageStore` gives them."""
 
     cached = True
 
@@ -61,24 +61,24 @@ class CopyStore(Dataset[Tensor]):
         seed: int,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Load the pictures and make copies until there are about `wanted`.
+        """Load the images and make copies until there are about `wanted`.
 
         Raises:
-            ImageError: a picture that cannot be read.
+            ImageError: an image that cannot be read.
         """
         copies = max(0, -(-wanted // len(paths)) - 1)
         images = []
         for i, path in enumerate(paths):
-            picture = read_image(path)
+            image = read_image(path)
             seeds = [seed * 1_000_003 + i * 1009 + k for k in range(copies)]
-            images += [to_size(p, size) for p in (picture, *(altered(picture, s) for s in seeds))]
+            images += [to_size(p, size) for p in (image, *(altered(image, s) for s in seeds))]
             progress(i + 1, len(paths))
         self.images = torch.stack(images)
-        self.pictures = len(paths)
+        self.originals = len(paths)
 
     def groups(self) -> list[Tensor]:
-        """(B, 3, h, w) each picture with its copies."""
-        return list(self.images.tensor_split(self.pictures))
+        """(B, 3, h, w) each image with its copies."""
+        return list(self.images.tensor_split(self.originals))
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,6 +1,6 @@
-"""Pictures that show the same thing: equal pixels, and perceptual hashes that are unusually near each other.
+"""Images that show the same thing: equal pixels, and perceptual hashes that are unusually near each other.
 
-Near duplicates are two pictures whose hashes (256 bits) differ in unusually few bits for two pictures of this data set.
+Near duplicates are two images whose hashes (256 bits) differ in unusually few bits for two images of this data set.
 The hash is nearly blind to exposure, contrast and size, so it finds the same part under another light.
 """
 
@@ -24,7 +24,7 @@ __all__ = [
     "LARGEST_DISTANCE",
     "LOOK",
     "equal_groups",
-    "hash_pictures",
+    "hash_images",
     "near_groups",
     "near_limit",
     "near_pairs",
@@ -32,12 +32,12 @@ __all__ = [
 ]
 
 LOOK = 256
-"""Pixels: the shorter side of the reduced pictures that are hashed is at least this, where the picture's own is."""
+"""Pixels: the shorter side of the reduced images that are hashed is at least this, where the image's own is."""
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE * HASH_SIDE
 
 LARGEST_DISTANCE = 76
-"""Bits of 256: never call pictures near beyond this, 0.6 of the 128 in which unrelated pictures differ on average."""
+"""Bits of 256: never call images near beyond this, 0.6 of the 128 in which unrelated images differ on average."""
 DEVIATIONS, DEVIATIONS_A_DECADE = 4.0, 1.6
 NORMAL_DECILE = 1.2816  # standard deviations from the median to the decile of a normal distribution
 BLOCK = 1024
@@ -47,18 +47,18 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 
 
-def hash_pictures(paths: Sequence[Path], advance: Callable[[], None] = lambda: None) -> dict[Path, BoolArray]:
-    """Decode pictures, in as many threads as there are processors, and hash them.
+def hash_images(paths: Sequence[Path], advance: Callable[[], None] = lambda: None) -> dict[Path, BoolArray]:
+    """Decode images, in as many threads as there are processors, and hash them.
 
     Args:
         paths: the files.
-        advance: called once for each picture that is done.
+        advance: called once for each image that is done.
 
     Returns:
         `perceptual_hash` by file.
 
     Raises:
-        ImageError: a picture that cannot be read.
+        ImageError: an image that cannot be read.
         MissingExtraError: if `imagehash` is not installed.
     """
     found = {}
@@ -70,8 +70,8 @@ def hash_pictures(paths: Sequence[Path], advance: Callable[[], None] = lambda: N
 
 
 def _hash_file(path: Path) -> BoolArray:
-    picture, _ = decode_reduced(read_bytes(path), str(path), LOOK)
-    return perceptual_hash(Image.fromarray(picture).convert("L"))
+    image, _ = decode_reduced(read_bytes(path), str(path), LOOK)
+    return perceptual_hash(Image.fromarray(image).convert("L"))
 
 
 def perceptual_hash(gray: Image.Image) -> BoolArray:
@@ -85,7 +85,7 @@ def perceptual_hash(gray: Image.Image) -> BoolArray:
     """
     with needs_extra("train", "finding near duplicates"):
         import imagehash
-    # the hash works at 64 x 64: a box reduction to some 256 first is far quicker on large pictures
+    # the hash works at 64 x 64: a box reduction to some 256 first is far quicker on large images
     reduced = gray.reduce(max(1, min(gray.size) // LOOK))
     return np.asarray(imagehash.phash(reduced, hash_size=HASH_SIDE).hash, dtype=np.bool_).ravel()
 
@@ -99,12 +99,12 @@ def equal_groups(digests: Sequence[Hashable]) -> list[list[int]]:
 
 
 def near_limit(hashes: BoolArray) -> int:
-    """The Hamming distance up to which two pictures of this data set count as near duplicates.
+    """The Hamming distance up to which two images of this data set count as near duplicates.
 
-    Four standard deviations below the median distance between its pictures for up to 1000 of them, 1.6 more for ten
-    times as many, since pairs are a hundred times as many: were distances normal, 16 pairs of 1000 unlike pictures
+    Four standard deviations below the median distance between its images for up to 1000 of them, 1.6 more for ten
+    times as many, since pairs are a hundred times as many: were distances normal, 16 pairs of 1000 unlike images
     would be that near by chance, and half a pair of 10,000. At most `LARGEST_DISTANCE`. The standard deviation is taken
-    from the lower decile. Pictures of parts that lie in the same place are all alike, so what is unusually near depends
+    from the lower decile. Images of parts that lie in the same place are all alike, so what is unusually near depends
     on the data set. Negative where nothing can be told.
 
     Args:
@@ -122,7 +122,7 @@ def near_limit(hashes: BoolArray) -> int:
 def near_pairs(hashes: BoolArray, limit: int) -> list[tuple[int, int, int]]:
     """All pairs (i, j, distance) with i < j whose hashes differ in at most `limit` bits, nearest first.
 
-    Exact, block by block as a matrix product of signs: 10,000 pictures take seconds and 8 MB a block.
+    Exact, block by block as a matrix product of signs: 10,000 images take seconds and 8 MB a block.
 
     Args:
         hashes: (N, B) bool.
@@ -135,14 +135,14 @@ def near_pairs(hashes: BoolArray, limit: int) -> list[tuple[int, int, int]]:
 
 
 def near_groups(hashes: BoolArray, limit: int) -> IntArray:
-    """Number the groups of pictures that are joined by near pairs, also through others between them.
+    """Number the groups of images that are joined by near pairs, also through others between them.
 
     Args:
         hashes: (N, B) bool.
         limit: bits, see `near_limit`.
 
     Returns:
-        (N,) the group of each picture, from 0 in the order of the first pictures.
+        (N,) the group of each image, from 0 in the order of the first images.
 
     Raises:
         MissingExtraError: if scipy is not installed.
@@ -165,7 +165,7 @@ def near_groups(hashes: BoolArray, limit: int) -> IntArray:
 
 
 def _near_blocks(hashes: BoolArray, limit: int) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
-    """The near pairs i < j and their distances, a block of pictures against another at a time."""
+    """The near pairs i < j and their distances, a block of images against another at a time."""
     for start in range(0, len(hashes), BLOCK):
         for other in range(start, len(hashes), BLOCK):
             distances = _distances(hashes[start : start + BLOCK], hashes[other : other + BLOCK])

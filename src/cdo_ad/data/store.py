@@ -1,4 +1,4 @@
-"""The training pictures: decoded once and kept as uint8 at the training size where they fit, else read at each access.
+"""The training images: decoded once and kept as uint8 at the training size where they fit, else read at each access.
 
 Both ways give the same bytes: one function decodes, resizes (`cdo_ad.method.resize.resize`) and rounds.
 """
@@ -24,14 +24,14 @@ NAMES_SHOWN = 10
 
 
 class ImageStore(Dataset[Tensor]):
-    """Pictures at the training size; item i is a (3, h, w) uint8 tensor, RGB in [0, 255], of `paths[i]`.
+    """Images at the training size; item i is a (3, h, w) uint8 tensor, RGB in [0, 255], of `paths[i]`.
 
-    All pictures are decoded when the store is made, so that every bad file is known before any training: into one
+    All images are decoded when the store is made, so that every bad file is known before any training: into one
     tensor if that takes no more than `memory_budget` bytes, else only to check them.
     """
 
     images: Tensor | None
-    """(N, 3, h, w) uint8, all pictures in the order of `paths`; None where they are read at each access."""
+    """(N, 3, h, w) uint8, all images in the order of `paths`; None where they are read at each access."""
 
     def __init__(
         self,
@@ -42,25 +42,25 @@ class ImageStore(Dataset[Tensor]):
         progress: Callable[[int, int], None] | None = None,
         verify: bool = True,
     ) -> None:
-        """Load the pictures, or check them.
+        """Load the images, or check them.
 
         Args:
-            paths: the pictures' files.
-            size: (h, w) of the training pictures, in pixels.
-            memory_budget: bytes that the kept pictures may take: 3 * h * w for each. 0 keeps none.
+            paths: the images' files.
+            size: (h, w) of the training images, in pixels.
+            memory_budget: bytes that the kept images may take: 3 * h * w for each. 0 keeps none.
             workers: threads that load; 0 loads in the calling thread. Any number gives the same bytes.
-            progress: called in the calling thread as (pictures done, pictures in all).
-            verify: decode all pictures once even if they are not kept.
+            progress: called in the calling thread as (images done, images in all).
+            verify: decode all images once even if they are not kept.
 
         Raises:
             ConfigError: if the size is not positive.
-            DataError: if there are no pictures.
-            ImageError: if pictures cannot be decoded; names the first ten of them and says how many there are.
+            DataError: if there are no images.
+            ImageError: if images cannot be decoded; names the first ten of them and says how many there are.
         """
         if len(size) != 2 or min(size) < 1 or workers < 0:
             raise ConfigError(f"size must be two positive numbers, workers 0 or more, got {size} and {workers}")
         if not paths:
-            raise DataError("there are no pictures to train on: give at least one")
+            raise DataError("there are no images to train on: give at least one")
         self.paths = tuple(paths)
         self.size = (int(size[0]), int(size[1]))
         self.images = None
@@ -71,7 +71,7 @@ class ImageStore(Dataset[Tensor]):
 
     @property
     def cached(self) -> bool:
-        """True if the pictures are kept in memory, so that data-loader workers would only copy them about."""
+        """True if the images are kept in memory, so that data-loader workers would only copy them about."""
         return self.images is not None
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class ImageStore(Dataset[Tensor]):
 
 
 def load_image(path: Path | str, size: tuple[int, int]) -> Tensor:
-    """Decode a picture and bring it to the training size.
+    """Decode an image and bring it to the training size.
 
     Args:
         path: its file.
@@ -101,10 +101,10 @@ def load_image(path: Path | str, size: tuple[int, int]) -> Tensor:
 
 def to_size(image: UInt8Array, size: tuple[int, int]) -> Tensor:
     """(H, W, 3) uint8 RGB to (3, h, w) uint8; resized values are rounded to the nearest integer."""
-    picture = torch.from_numpy(image).permute(2, 0, 1)[None]
-    if picture.shape[-2:] == torch.Size(size):
-        return picture[0].contiguous()
-    resized = resize(picture.float().contiguous(), size)
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    if planes.shape[-2:] == torch.Size(size):
+        return planes[0].contiguous()
+    resized = resize(planes.float().contiguous(), size)
     return resized[0].round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -114,13 +114,13 @@ def load_all(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Load pictures into one tensor; beyond it, only the picture in work by each thread is held at its full size.
+    """Load images into one tensor; beyond it, only the image in work by each thread is held at its full size.
 
     Returns:
         (N, 3, h, w) uint8, in the order of `paths`.
 
     Raises:
-        ImageError: if pictures cannot be decoded; names the first ten of them and says how many there are.
+        ImageError: if images cannot be decoded; names the first ten of them and says how many there are.
     """
     images = torch.empty((len(paths), 3, *size), dtype=torch.uint8)
 
@@ -136,7 +136,7 @@ def load_all(
 def _one_torch_thread() -> Iterator[None]:
     """Keep torch from splitting each small resize over all cores.
 
-    Pictures are loaded side by side instead; on a busy machine the split made loading ten times slower.
+    Images are loaded side by side instead; on a busy machine the split made loading ten times slower.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -172,7 +172,7 @@ def _for_each(
     if failed:
         names = ", ".join(str(path) for path, _ in failed[:NAMES_SHOWN])
         more = f" and {len(failed) - NAMES_SHOWN} more" if len(failed) > NAMES_SHOWN else ""
-        raise ImageError(f"{len(failed)} of {len(paths)} pictures cannot be used: {names}{more}; {failed[0][1]}")
+        raise ImageError(f"{len(failed)} of {len(paths)} images cannot be used: {names}{more}; {failed[0][1]}")
 
 
 def _threaded(

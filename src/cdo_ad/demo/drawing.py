@@ -1,6 +1,6 @@
 """What the built-in products are drawn with: a camera's view, noise, lines, light and sensor.
 
-- Lengths are *reference pixels*: the picture is 256 of them wide, whatever its size in real pixels.
+- Lengths are *reference pixels*: the image is 256 of them wide, whatever its size in real pixels.
 - A texture is a function of the part's own coordinates (u, v), so rotation and sub-pixel shift leave no corners and
   need no resampling.
 - Noise comes from small tables of normal numbers (`lattice`), so the same generator gives the same part at any size.
@@ -31,7 +31,7 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 SIDE = 256.0
-"""Width and height of the picture in reference pixels."""
+"""Width and height of the image in reference pixels."""
 REACH = 210.0
 """|u| and |v| stay below this: half the diagonal and the largest shift, with room to spare."""
 
@@ -47,7 +47,7 @@ class View:
     scale: float
     """Real pixels for one reference pixel."""
     light: tuple[float, float]
-    """Unit vector in the picture, x to the right and y down, that points to the light."""
+    """Unit vector in the image, x to the right and y down, that points to the light."""
 
 
 def look(rng: np.random.Generator, size: int, *, shift: float, degrees: float) -> View:
@@ -111,7 +111,7 @@ def relief(view: View, height: Array) -> Array:
 
 
 def photograph(rng: np.random.Generator, rgb: Array, view: View) -> npt.NDArray[np.uint8]:
-    """Light the scene `rgb` (H, W, 3; reflectance in [0, 1]) and take its picture: (H, W, 3) uint8.
+    """Light the scene `rgb` (H, W, 3; reflectance in [0, 1]) and take its image: (H, W, 3) uint8.
 
     Gain, gradient, vignette, colour temperature, blur and sensor noise are drawn from `rng`.
     """

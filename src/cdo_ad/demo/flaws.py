@@ -35,11 +35,11 @@ Surface = Callable[[Array, Array], Array]
 _DIRT = ((0.10, 0.08, 0.07), (0.16, 0.20, 0.30), (0.92, 0.91, 0.87), (0.42, 0.24, 0.16))
 """Reflectance of what lies on a part: grease, blue lint, white lint, rust."""
 _MARGIN = 108.0
-"""Defects of the fabric begin at most this far from its middle, so that the picture shows them."""
+"""Defects of the fabric begin at most this far from its middle, so that the image shows them."""
 
 
 def _cloth(u: Array, v: Array) -> Array:
-    """Measure the signed distance to the part of the fabric where defects begin; the fabric fills the picture."""
+    """Measure the signed distance to the part of the fabric where defects begin; the fabric fills the image."""
     return np.maximum(np.abs(u), np.abs(v)) - _MARGIN
 
 
@@ -121,7 +121,7 @@ def stain(view: View, rng: np.random.Generator, surface: Surface) -> Flaw:
 
 
 def shade(view: View, rng: np.random.Generator, surface: Surface) -> Flaw:
-    """Draw a quarter to a third of the picture in a shade 4 to 10 % lighter or darker: a side, a band or a cloud."""
+    """Draw a quarter to a third of the image in a shade 4 to 10 % lighter or darker: a side, a band or a cloud."""
     kind = rng.integers(3)
     turn = rng.uniform(0.0, 2.0 * pi)
     center = _place(rng, surface, 25.0)

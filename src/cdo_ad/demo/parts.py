@@ -1,4 +1,4 @@
-"""The two built-in products: a twill fabric that fills the picture, and a brushed-metal plate on a mat.
+"""The two built-in products: a twill fabric that fills the image, and a brushed-metal plate on a mat.
 
 `fabric` and `plate` draw the scene's reflectance. What is wrong with a part is a `Flaw`, made by `product_flaws`; the
 parts draw the same random numbers with it and without, so a flawless twin differs only where the flaw is.

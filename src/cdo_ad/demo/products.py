@@ -1,6 +1,6 @@
-"""The built-in data set: drawn pictures of two products, good and with six kinds of defect, in MVTec AD's layout.
+"""The built-in data set: drawn images of two products, good and with six kinds of defect, in MVTec AD's layout.
 
-- Each picture has generators of its own, seeded by (seed, product, split, type, number), so the number of pictures
+- Each image has generators of its own, seeded by (seed, product, split, type, number), so the number of images
   changes none of them. Same arguments, same pixels; the files' bytes also depend on Pillow's PNG compressor.
 - The folder is written under another name and renamed when complete; a marker file remembers the arguments.
 """
@@ -29,7 +29,7 @@ from cdo_ad.types import GOOD
 __all__ = ["DEFECTS", "MARKER", "PRODUCTS", "make_dataset", "render"]
 
 PRODUCTS: tuple[str, ...] = ("fabric", "plate")
-"""A woven surface that fills the picture, and a brushed, drilled and marked metal plate on a mat."""
+"""A woven surface that fills the image, and a brushed, drilled and marked metal plate on a mat."""
 
 DEFECTS: dict[str, tuple[str, ...]] = {product: tuple(FLAWS[product]) for product in PRODUCTS}
 """The kinds of defect of each product."""
@@ -38,7 +38,7 @@ MARKER = "cdo_ad_products.json"
 """The file in the product's folder that remembers the arguments it was made with."""
 
 _DRAWING = 1
-"""Raised when the pictures change, so that an older data set is not taken for a new one."""
+"""Raised when the images change, so that an older data set is not taken for a new one."""
 
 _SPLITS = ("train", "test")
 _DIFFERS = 0.03
@@ -47,7 +47,7 @@ _DIFFERS = 0.03
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One picture to draw."""
+    """One image to draw."""
 
     split: str
     kind: str
@@ -65,7 +65,7 @@ class _Job:
 def render(
     product: str, key: tuple[int, ...], *, defect: str | None = None, size: int = 256
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Draw one picture of a product.
+    """Draw one image of a product.
 
     Args:
         product: one of `PRODUCTS`.
@@ -75,7 +75,7 @@ def render(
         size: width and height in pixels.
 
     Returns:
-        The picture, (size, size, 3) uint8 RGB, and the defect's mask, (size, size) bool, all False for a good part.
+        The image, (size, size, 3) uint8 RGB, and the defect's mask, (size, size) bool, all False for a good part.
         A soft defect's mask is where its opacity is at least half of its peak.
 
     Raises:
@@ -125,11 +125,11 @@ def make_dataset(
     Args:
         root: folder that receives the folder `product`; made if missing.
         product: one of `PRODUCTS`.
-        train: number of good training pictures.
-        test_good: number of good test pictures.
-        per_type: number of pictures of each kind of defect.
+        train: number of good training images.
+        test_good: number of good test images.
+        per_type: number of images of each kind of defect.
         size: width and height in pixels.
-        seed: another seed gives other pictures of the same product.
+        seed: another seed gives other images of the same product.
 
     Returns:
         `root / product`, with train/good, test/good, test/KIND and ground_truth/KIND/NNN_mask.png (0 and 255).

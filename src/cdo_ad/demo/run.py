@@ -13,11 +13,11 @@ from cdo_ad import recipes
 from cdo_ad.data.decode import read_image, read_mask
 from cdo_ad.data.readers.layout import read_dataset
 from cdo_ad.demo.products import PRODUCTS, make_dataset
+from cdo_ad.evaluation.evaluate import Evaluation, evaluate
+from cdo_ad.evaluation.results import write_results
 from cdo_ad.inference.detector import Detector, load
 from cdo_ad.inference.overlay import side_by_side
-from cdo_ad.evaluation.evaluate import Evaluation, evaluate
 from cdo_ad.inference.predict import predict_files
-from cdo_ad.evaluation.results import write_results
 from cdo_ad.training.job import train
 from cdo_ad.types import Sample
 
@@ -33,16 +33,16 @@ class Outcome:
     evaluation: Evaluation
     run: Path
     sheet: Path
-    """One example of each defect and a good picture: picture, heat map, true mask."""
+    """One example of each defect and a good image: image, heat map, true mask."""
     overlays: Path
 
 
 def run_demo(out: Path, *, quick: bool = False, device: str = "auto", seed: int = 0) -> Iterator[Outcome]:
-    """Draw each product's pictures, train on the good ones, evaluate, write overlays; yields an outcome a product.
+    """Draw each product's images, train on the good ones, evaluate, write overlays; yields an outcome a product.
 
     Args:
         out: folder for `data/`, `runs/`, `overlays/` and the example sheets.
-        quick: a smoke test of seconds: few pictures, one epoch.
+        quick: a smoke test of seconds: few images, one epoch.
         device: see `cdo_ad.training.job.train`.
         seed: of the drawing and the training.
     """
@@ -67,7 +67,7 @@ def run_demo(out: Path, *, quick: bool = False, device: str = "auto", seed: int 
         _sheet(detector, samples, sheet)
         calibration = detector.calibration
         sentence = (
-            f"trained on good pictures only; threshold for at most {calibration.false_alarm_rate:.0%} false alarms "
+            f"trained on good images only; threshold for at most {calibration.false_alarm_rate:.0%} false alarms "
             f"from {len(calibration.scores)} of them"
         )
         yield Outcome(product, sentence, evaluation, run, sheet, overlays)
@@ -80,9 +80,9 @@ def _sheet(detector: Detector, samples: list[Sample], file: Path) -> None:
             first.setdefault(sample.defect_type, sample)
     rows = []
     for sample in first.values():
-        picture = read_image(sample.path)
-        truth = np.zeros(picture.shape[:2], bool) if sample.mask_path is None else read_mask(sample.mask_path)
-        prediction = detector.predict(picture)
-        rows.append(side_by_side(picture, prediction, detector.calibration.pixel_threshold, truth))
+        image = read_image(sample.path)
+        truth = np.zeros(image.shape[:2], bool) if sample.mask_path is None else read_mask(sample.mask_path)
+        prediction = detector.predict(image)
+        rows.append(side_by_side(image, prediction, detector.calibration.pixel_threshold, truth))
         rows.append(np.full((4, rows[-1].shape[1], 3), 255, dtype=np.uint8))
     Image.fromarray(np.concatenate(rows[:-1])).save(file)

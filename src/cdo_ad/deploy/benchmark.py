@@ -2,7 +2,7 @@
 
 - The plain PyTorch form (up-sampled features, NCHW memory, separate blur) is the yardstick of `ratio_to_plain`.
 - Rounds go through all engines one after the other, so that what else the machine does hits all alike.
-- Pictures have the run's input size unless another size is asked for, JPEG files 900 x 900; times are wall times.
+- Images have the run's input size unless another size is asked for, JPEG files 900 x 900; times are wall times.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from PIL import Image
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
 from cdo_ad.data.decode import decode_image, read_image
-from cdo_ad.inference.detector import ahead
 from cdo_ad.errors import needs_extra
 from cdo_ad.inference.artifact import FILES, INT8_FILE, load_runtime
-from cdo_ad.provenance import processors, versions
+from cdo_ad.inference.detector import ahead
 from cdo_ad.inference.engines.torch import Runtime, TorchRuntime, infer_stream, load_network
+from cdo_ad.provenance import processors, versions
 from cdo_ad.types import Float32Array
 
 with needs_extra("train", "the benchmark, whose yardstick is torch"):
@@ -47,15 +47,15 @@ JPEG_SIZE = (900, 900)
 
 
 def benchmark(
-    run: Path | str, *, rounds: int = 30, batch: int | None = None, picture_size: tuple[int, int] | None = None
+    run: Path | str, *, rounds: int = 30, batch: int | None = None, image_size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
     """Measure the plain form, torch, and the run's exported models.
 
     Args:
         run: a run folder; what `cdo-ad export` wrote there is measured too.
         rounds: measured rounds at batch 1; batches get a third as many.
-        batch: pictures a batch, for the throughput; None looks for each engine's best among `BATCHES`.
-        picture_size: (H, W) of the pictures; None for the networks' input size (JPEG files: `JPEG_SIZE`).
+        batch: images a batch, for the throughput; None looks for each engine's best among `BATCHES`.
+        image_size: (H, W) of the images; None for the networks' input size (JPEG files: `JPEG_SIZE`).
 
     Returns:
         `rows` (runtime, precision, form, batch, latency_ms_median, latency_ms_p99, images_per_second,
@@ -68,21 +68,21 @@ def benchmark(
     """
     bundle = read_bundle(run)
     engines = _engines(bundle)
-    picture = _picture(bundle, picture_size or bundle.config.image_size)
+    image = _image(bundle, image_size or bundle.config.image_size)
     single = [engine for engine in engines if not engine.streamed]
-    rows = _rows(single, [1] * len(single), picture, rounds)
-    counts = [batch or best_batch(engine.runtime, picture) for engine in engines]
-    rows += _rows(engines, counts, picture, max(3, rounds // 3))
-    jpegs = _jpegs(bundle, picture_size or JPEG_SIZE)
+    rows = _rows(single, [1] * len(single), image, rounds)
+    counts = [batch or best_batch(engine.runtime, image) for engine in engines]
+    rows += _rows(engines, counts, image, max(3, rounds // 3))
+    jpegs = _jpegs(bundle, image_size or JPEG_SIZE)
     rows += _path_rows(engines, jpegs, bundle.calibration, max(3, rounds // 3))
     return {"rows": rows, "stages": stages(bundle, jpegs[0]), "machine": machine(bundle)}
 
 
 def _rows(
-    engines: Sequence[Engine], counts: Sequence[int], picture: npt.NDArray[np.uint8], rounds: int
+    engines: Sequence[Engine], counts: Sequence[int], image: npt.NDArray[np.uint8], rounds: int
 ) -> list[dict[str, Any]]:
     """A row an engine, the first being the plain form."""
-    stacks = {count: np.repeat(picture[None], count, axis=0) for count in set(counts)}
+    stacks = {count: np.repeat(image[None], count, axis=0) for count in set(counts)}
     calls = [partial(engine.runtime.infer, stacks[count]) for engine, count in zip(engines, counts, strict=True)]
     seconds = measure(calls, rounds)
     rows = [_row(*each) for each in zip(engines, counts, seconds, strict=True)]
@@ -91,11 +91,11 @@ def _rows(
     return rows
 
 
-def best_batch(runtime: Runtime, picture: npt.NDArray[np.uint8]) -> int:
-    """The batch of `BATCHES` with the most pictures a second, by the quicker of two calls."""
+def best_batch(runtime: Runtime, image: npt.NDArray[np.uint8]) -> int:
+    """The batch of `BATCHES` with the most images a second, by the quicker of two calls."""
     speed = {}
     for count in BATCHES:
-        stack = np.repeat(picture[None], count, axis=0)
+        stack = np.repeat(image[None], count, axis=0)
         runtime.infer(stack)
         times = []
         for _ in range(2):
@@ -109,12 +109,12 @@ def best_batch(runtime: Runtime, picture: npt.NDArray[np.uint8]) -> int:
 def _path_rows(
     engines: Sequence[Engine], jpegs: Sequence[bytes], calibration: Calibration, rounds: int
 ) -> list[dict[str, Any]]:
-    """From JPEG bytes to decisions, one picture and all of them; only streams overlap decoding with inference."""
+    """From JPEG bytes to decisions, one image and all of them; only streams overlap decoding with inference."""
 
     def decide(engine: Engine, data: Sequence[bytes]) -> list[bool]:
         if engine.streamed:
-            pictures = (picture for _, picture in ahead(decode_image, data))
-            return [calibration.decide(score) for _, score in infer_stream(engine.runtime, pictures)]
+            images = (image for _, image in ahead(decode_image, data))
+            return [calibration.decide(score) for _, score in infer_stream(engine.runtime, images)]
         _, scores = engine.runtime.infer(np.stack([decode_image(d) for d in data]))
         return [calibration.decide(float(score)) for score in scores]
 
@@ -138,7 +138,7 @@ class Engine:
     precision: str
     runtime: Runtime
     streamed: bool = False
-    """It takes pictures one by one, with several in flight."""
+    """It takes images one by one, with several in flight."""
 
 
 def _engines(bundle: Bundle) -> list[Engine]:
@@ -157,15 +157,15 @@ def _engines(bundle: Bundle) -> list[Engine]:
 
 
 class Streamed:
-    """An engine that is given the pictures of a batch one by one, several in flight."""
+    """An engine that is given the images of a batch one by one, several in flight."""
 
     def __init__(self, engine: Any) -> None:
         self.infer_many = engine.infer_many
         self.name: str = engine.name
 
-    def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
         """See `Runtime.infer`."""
-        results = list(self.infer_many(pictures))
+        results = list(self.infer_many(images))
         return np.stack([m for m, _ in results]), np.array([s for _, s in results], np.float32)
 
 
@@ -182,25 +182,25 @@ def _row(engine: Engine, batch: int, seconds: list[float]) -> dict[str, Any]:
     }
 
 
-def _picture(bundle: Bundle, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """A calibration picture at that size; noise where none is left on this machine."""
-    return _some_pictures(bundle, size, 1)[0]
+def _image(bundle: Bundle, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """A calibration image at that size; noise where none is left on this machine."""
+    return _some_images(bundle, size, 1)[0]
 
 
-def _some_pictures(bundle: Bundle, size: tuple[int, int], count: int) -> list[npt.NDArray[np.uint8]]:
+def _some_images(bundle: Bundle, size: tuple[int, int], count: int) -> list[npt.NDArray[np.uint8]]:
     there = [path for path in bundle.calibration_paths if path.is_file()]
     if not there:
         return list(np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8))
-    pictures = [read_image(there[i % len(there)]) for i in range(count)]
-    return [np.asarray(Image.fromarray(picture).resize((size[1], size[0]))) for picture in pictures]
+    images = [read_image(there[i % len(there)]) for i in range(count)]
+    return [np.asarray(Image.fromarray(image).resize((size[1], size[0]))) for image in images]
 
 
 def _jpegs(bundle: Bundle, size: tuple[int, int]) -> list[bytes]:
     """As many files' bytes as the largest batch, quality 95."""
     files = []
-    for picture in _some_pictures(bundle, size, max(BATCHES)):
+    for image in _some_images(bundle, size, max(BATCHES)):
         buffer = BytesIO()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=95)
+        Image.fromarray(image).save(buffer, "JPEG", quality=95)
         files.append(buffer.getvalue())
     return files
 
@@ -233,7 +233,7 @@ print(peak)
 
 
 def peak_memory(bundle: Bundle) -> dict[str, float] | None:
-    """MiB at the peak of a new process that loads the run, or one exported file alone, and judges three pictures.
+    """MiB at the peak of a new process that loads the run, or one exported file alone, and judges three images.
 
     Returns:
         `torch` and the name of each exported file; None on Windows, which does not say.

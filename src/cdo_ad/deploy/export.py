@@ -1,7 +1,7 @@
-"""From a run folder to one verified model file: uint8 pictures of any size in, maps and scores out.
+"""From a run folder to one verified model file: uint8 images of any size in, maps and scores out.
 
 - The graph is built in `cdo_ad.deploy.graph`. Batch, height and width are dynamic.
-- The file is written under a temporary name, loaded again by its engine and compared with torch on real good pictures;
+- The file is written under a temporary name, loaded again by its engine and compared with torch on real good images;
   it takes its name only when maps, scores and every decision agree.
 """
 
@@ -21,12 +21,12 @@ import numpy.typing as npt
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import ENGINE_TOLERANCE, Calibration
 from cdo_ad.data.decode import list_images, read_image
-from cdo_ad.inference.detector import read_ahead
-from cdo_ad.errors import ConfigError, ExportError, ImageError
 from cdo_ad.deploy.graph import write_onnx, write_openvino
+from cdo_ad.errors import ConfigError, ExportError, ImageError
 from cdo_ad.inference.artifact import FILES, Metadata, load_runtime
-from cdo_ad.provenance import versions
+from cdo_ad.inference.detector import read_ahead
 from cdo_ad.inference.engines.torch import Runtime, TorchRuntime, load_network
+from cdo_ad.provenance import versions
 
 __all__ = ["MAP_TOLERANCE", "SCORE_TOLERANCE", "Agreement", "export", "verify"]
 
@@ -40,14 +40,14 @@ SCORE_TOLERANCE = ENGINE_TOLERANCE
 class Agreement:
     """How far an exported model is from its source."""
 
-    pictures: int
+    images: int
     map_difference: float
-    """Largest over the pictures, relative to the map's maximum."""
+    """Largest over the images, relative to the map's maximum."""
     score_difference: float
-    """Largest over the pictures, relative."""
+    """Largest over the images, relative."""
     decisions_changed: int
     worst: str
-    """The picture of the largest score difference."""
+    """The image of the largest score difference."""
 
     @property
     def holds(self) -> bool:
@@ -63,13 +63,13 @@ class Agreement:
         return asdict(self)
 
 
-def export(run: Path | str, to: str = "openvino", *, pictures: Path | None = None) -> tuple[Path, Agreement]:
+def export(run: Path | str, to: str = "openvino", *, images: Path | None = None) -> tuple[Path, Agreement]:
     """Write `run`/export/model.xml (and .bin) or model.onnx, and prove that it gives the run's answers.
 
     Args:
         run: a run folder.
         to: `openvino` or `onnx`.
-        pictures: a folder with good pictures to compare on; None for the run's own calibration pictures.
+        images: a folder with good images to compare on; None for the run's own calibration images.
 
     Returns:
         The file, and how well it agrees. An older file of that name is replaced only by a verified one.
@@ -77,13 +77,13 @@ def export(run: Path | str, to: str = "openvino", *, pictures: Path | None = Non
     Raises:
         BundleError: `run` is no complete run folder.
         ConfigError: another engine.
-        ExportError: the exported model disagrees, cannot be made, or there is no picture to compare on.
+        ExportError: the exported model disagrees, cannot be made, or there is no image to compare on.
         MissingExtraError: the engine or torch is not installed.
     """
     if to not in FILES:
         raise ConfigError(f"cannot export to {to!r}: choose from {', '.join(FILES)}")
     bundle = read_bundle(run)
-    paths = comparison_pictures(bundle, pictures)
+    paths = comparison_images(bundle, images)
     network = load_network(bundle.config, bundle.model_file)
     metadata = describe(bundle, "fp32", bundle.calibration)
     build = write_openvino if to == "openvino" else write_onnx
@@ -98,7 +98,7 @@ def require(agreement: Agreement, to: str) -> None:
     """Raise ExportError, with the difference, unless the agreement holds."""
     if not agreement.holds:
         raise ExportError(
-            f"the {to} model does not agree with torch, so no file was written: of {agreement.pictures} pictures "
+            f"the {to} model does not agree with torch, so no file was written: of {agreement.images} images "
             f"{agreement.decisions_changed} decisions differ, maps by up to {agreement.map_difference:.2e} and "
             f"scores by up to {agreement.score_difference:.2e} (at {agreement.worst}; allowed: 0, "
             f"{MAP_TOLERANCE:g}, {SCORE_TOLERANCE:g}); report this with the versions of torch and {to}"
@@ -121,24 +121,24 @@ def staged(target: Path) -> Iterator[Path]:
             target.parent.rmdir()
 
 
-def comparison_pictures(bundle: Bundle, folder: Path | None) -> list[Path]:
-    """The good pictures to compare on: those of a folder, or the run's calibration pictures that are still there."""
+def comparison_images(bundle: Bundle, folder: Path | None) -> list[Path]:
+    """The good images to compare on: those of a folder, or the run's calibration images that are still there."""
     if folder is not None:
         found = list_images(folder, recursive=True)
         where = str(folder)
     else:
         found = [path for path in bundle.calibration_paths if path.is_file()]
-        where = f"the run's calibration pictures in {bundle.data_root}"
+        where = f"the run's calibration images in {bundle.data_root}"
     if not found:
         raise ExportError(
-            f"{where}: no picture is there, and an export is not trusted without: give  --pictures FOLDER  with good "
-            "pictures of this product"
+            f"{where}: no image is there, and an export is not trusted without: give  --images FOLDER  with good "
+            "images of this product"
         )
     return found
 
 
 def describe(bundle: Bundle, precision: str, calibration: Calibration) -> Metadata:
-    """What goes into the file: all of the bundle's JSON but the names and the place of the pictures."""
+    """What goes into the file: all of the bundle's JSON but the names and the place of the images."""
     data = bundle.provenance["data"]
     slim = {"root": "", "category": data["category"], "fingerprint": data["fingerprint"], "fit": [], "calibration": []}
     # the source revision of the run stays; the device does not matter to an exported model
@@ -147,16 +147,16 @@ def describe(bundle: Bundle, precision: str, calibration: Calibration) -> Metada
 
 
 def verify(source: Runtime, exported: Runtime, calibration: Calibration, paths: Sequence[Path]) -> Agreement:
-    """Compare two engines on pictures, on an odd-sized and an enlarged copy of the first, and on a batch of two.
+    """Compare two engines on images, on an odd-sized and an enlarged copy of the first, and on a batch of two.
 
     Args:
         source: the reference.
         exported: the engine to be judged.
         calibration: decides for both.
-        paths: picture files; at least one.
+        paths: image files; at least one.
 
     Raises:
-        ImageError: a picture that cannot be read.
+        ImageError: an image that cannot be read.
     """
     map_difference, score_difference, changed, worst, count = 0.0, 0.0, 0, "", 0
     for name, batch in _batches(paths):
@@ -182,7 +182,7 @@ def _batches(paths: Sequence[Path]) -> Any:
     yield f"an odd-sized part of {paths[0]}", odd[None]
     yield f"{paths[0]} enlarged", first.repeat(3, axis=0).repeat(2, axis=1)[None]
     yield f"{paths[0]} and its mirror image", np.stack([first, first[:, ::-1]])
-    for path, picture in read_ahead(paths):
-        if isinstance(picture, ImageError):
-            raise picture
-        yield str(path), picture[None]
+    for path, image in read_ahead(paths):
+        if isinstance(image, ImageError):
+            raise image
+        yield str(path), image[None]

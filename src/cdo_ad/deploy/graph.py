@@ -1,4 +1,4 @@
-"""The one graph of an exported model: uint8 pictures of any size in, maps and scores out, as OpenVINO or ONNX file.
+"""The one graph of an exported model: uint8 images of any size in, maps and scores out, as OpenVINO or ONNX file.
 
 - Resize (antialiased, the same as in training), normalisation, both networks, discrepancy, map with blur, score.
 - The networks' part has a fixed input size and is traced by torch; the resize is ONNX Runtime's own operator `Resize`
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cdo_ad.errors import needs_extra
 from cdo_ad.deploy.resize import resized
+from cdo_ad.errors import needs_extra
 from cdo_ad.inference.artifact import METADATA_KEY, Metadata, import_openvino, seal
 
 with needs_extra("train", "exporting a run"):
@@ -30,7 +30,7 @@ __all__ = ["openvino_model", "save_openvino", "set_metadata", "with_fixed_paddin
 
 
 class _Core(torch.nn.Module):
-    """The part behind the resize: (B, 3, H, W) float pictures in 0..255 at the networks' size to maps and scores."""
+    """The part behind the resize: (B, 3, H, W) float images in 0..255 at the networks' size to maps and scores."""
 
     def __init__(self, network: CdoNetwork) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def _prepare(network: CdoNetwork) -> tuple[_Core, torch.Tensor]:
 
 
 def with_fixed_padding(network: CdoNetwork, example: torch.Tensor) -> CdoNetwork:
-    """A copy whose convolutions no longer compute their padding from the picture's size, which here is known.
+    """A copy whose convolutions no longer compute their padding from the image's size, which here is known.
 
     timm's copies of TensorFlow's models do, in dozens of nodes for each convolution with a stride. The numbers are
     the same; Lite0's graph is a third shorter.
@@ -73,7 +73,7 @@ def with_fixed_padding(network: CdoNetwork, example: torch.Tensor) -> CdoNetwork
 
 
 class _PaddedConvolution(torch.nn.Module):
-    """A `Conv2dSame` for pictures of one size (H, W)."""
+    """A `Conv2dSame` for images of one size (H, W)."""
 
     def __init__(self, convolution: torch.nn.Conv2d, size: tuple[int, int]) -> None:
         super().__init__()
@@ -110,15 +110,15 @@ def openvino_model(network: CdoNetwork, metadata: Metadata) -> Any:
         return ov.convert_model(traced, example_input=example, input=[-1, 3, *network.image_size])
 
     inner = _quietly(convert)
-    (images,) = inner.inputs
-    pictures = ov.opset13.parameter(ov.PartialShape([-1, -1, -1, 3]), np.uint8)
-    small = resized(pictures, network.image_size).output(0)
-    for consumer in list(images.get_target_inputs()):
+    (planes,) = inner.inputs
+    images = ov.opset13.parameter(ov.PartialShape([-1, -1, -1, 3]), np.uint8)
+    small = resized(images, network.image_size).output(0)
+    for consumer in list(planes.get_target_inputs()):
         consumer.replace_source_output(small)
-    model = ov.Model(inner.get_results(), [pictures], "cdo-ad")
+    model = ov.Model(inner.get_results(), [images], "cdo-ad")
     for output, name in zip(model.outputs, ("maps", "scores"), strict=True):
         output.get_tensor().set_names({name})
-    model.inputs[0].get_tensor().set_names({"pictures"})
+    model.inputs[0].get_tensor().set_names({"images"})
     set_metadata(model, metadata)
     return model
 
@@ -155,7 +155,7 @@ def write_onnx(network: CdoNetwork, metadata: Metadata, file: Path) -> None:
             dynamo=True,
             verbose=False,
             dynamic_shapes=({0: batch},),
-            input_names=["images"],
+            input_names=["planes"],
             output_names=["maps", "scores"],
         )
 
@@ -175,11 +175,11 @@ def _with_resize(model: Any, size: tuple[int, int]) -> Any:
     inner = graph.input[0].name
     sizes = helper.make_tensor("network_size", TensorProto.INT64, [2], list(size))
     nodes = [
-        helper.make_node("Cast", ["pictures"], ["pictures_float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["pictures_float"], ["pictures_planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["images"], ["images_float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["images_float"], ["images_planes"], perm=[0, 3, 1, 2]),
         helper.make_node(
             "Resize",
-            ["pictures_planes", "", "", "network_size"],
+            ["images_planes", "", "", "network_size"],
             [inner],
             mode="linear",
             antialias=1,
@@ -192,5 +192,5 @@ def _with_resize(model: Any, size: tuple[int, int]) -> Any:
     body = [*nodes, *graph.node]
     del graph.node[:], graph.input[:]
     graph.node.extend(body)
-    graph.input.append(helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["batch", "height", "width", 3]))
+    graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", "height", "width", 3]))
     return model

@@ -2,12 +2,12 @@
 
 - Only layers of the two networks are quantised. Normalisation, discrepancy, density, map, blur and score stay in
   float32: they take differences of nearly equal numbers.
-- Ranges are the smallest and largest activations of pictures the networks were trained on, with and without synthetic
-  anomalies. The held-out pictures, from which the threshold follows, stay as new to the model as the next picture.
+- Ranges are the smallest and largest activations of images the networks were trained on, with and without synthetic
+  anomalies. The held-out images, from which the threshold follows, stay as new to the model as the next image.
 - Weights use half of the 8-bit range. Processors without VNNI add pairs of products in 16 bits, which saturates
   otherwise: the file would answer differently there.
-- The gate compares the quantised model with the float32 one, itself compared with torch, on held-out good pictures and
-  on the same pictures with synthetic anomalies, strong and faint. Where it fails, the layers that disturb the map most
+- The gate compares the quantised model with the float32 one, itself compared with torch, on held-out good images and
+  on the same images with synthetic anomalies, strong and faint. Where it fails, the layers that disturb the map most
   stay in float32, more of them at each try; where that does not help, there is no int8 model.
 """
 
@@ -28,15 +28,15 @@ import numpy.typing as npt
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
 from cdo_ad.config import BackgroundRule
-from cdo_ad.inference.detector import calibration_scores
-from cdo_ad.errors import ExportError, needs_extra
-from cdo_ad.deploy.export import comparison_pictures, describe, require, staged, verify
+from cdo_ad.deploy.export import comparison_images, describe, require, staged, verify
 from cdo_ad.deploy.graph import openvino_model, save_openvino, set_metadata
-from cdo_ad.inference.artifact import INT8_FILE, OpenVinoGraph, import_openvino, load_runtime, openvino_core
 from cdo_ad.deploy.nodes import LAYERS, NETWORKS, owner
+from cdo_ad.errors import ExportError, needs_extra
 from cdo_ad.evaluation.metrics import PixelMetrics, image_metrics
-from cdo_ad.progress import progress_bar
+from cdo_ad.inference.artifact import INT8_FILE, OpenVinoGraph, import_openvino, load_runtime, openvino_core
+from cdo_ad.inference.detector import calibration_scores
 from cdo_ad.inference.engines.torch import Runtime, TorchRuntime, load_network
+from cdo_ad.progress import progress_bar
 from cdo_ad.types import Float32Array, MaskArray
 
 with needs_extra("train", "quantising a run"):
@@ -45,28 +45,28 @@ with needs_extra("train", "quantising a run"):
     from cdo_ad.data.store import load_all
     from cdo_ad.method.white_noise import image_seed, white_noise
 
-__all__ = ["ALLOWED_FALL", "Figures", "Quality", "Trial", "export_int8", "synthetic_trial"]
+__all__ = ["ALLOWED_FALL", "Metrics", "Quality", "Trial", "export_int8", "synthetic_trial"]
 
 ALLOWED_FALL = 0.005
 """Image AUROC and pixel AP of the int8 model lie at most this much below those of float32, also for the faintest
 anomalies alone."""
-RANGE_PICTURES = 32  # that the ranges of the activations are taken from, each with and without an anomaly
-TRIAL_PICTURES = 100  # good ones, of the gate
+RANGE_IMAGES = 32  # that the ranges of the activations are taken from, each with and without an anomaly
+TRIAL_IMAGES = 100  # good ones, of the gate
 STRENGTHS = (1.0, 0.25, 0.1)  # of the synthetic anomalies, as shares of full white noise
-RANKING_PICTURES = 8
+RANKING_IMAGES = 8
 MOST_GROUPS = 24  # of layers, which are kept in float32 together
 
 
 @dataclass(frozen=True)
-class Figures:
+class Metrics:
     """What the gate looks at."""
 
     image_auroc: float
     pixel_ap: float
-    by_strength: tuple[Figures, ...] = ()
+    by_strength: tuple[Metrics, ...] = ()
     """The same for the anomalies of each of `STRENGTHS` alone."""
 
-    def fall(self, other: Figures) -> float:
+    def fall(self, other: Metrics) -> float:
         """How far another's figures lie below these, at the most; negative where all are higher."""
         falls = [self.image_auroc - other.image_auroc, self.pixel_ap - other.pixel_ap]
         return max(falls + [a.fall(b) for a, b in zip(self.by_strength, other.by_strength, strict=True)])
@@ -85,11 +85,11 @@ class Quality:
     """The quantised model beside its source."""
 
     good: int
-    """Held-out good pictures of the gate."""
+    """Held-out good images of the gate."""
     anomalous: int
-    """Of the same pictures with synthetic anomalies."""
-    fp32: Figures
-    int8: Figures
+    """Of the same images with synthetic anomalies."""
+    fp32: Metrics
+    int8: Metrics
     kept_fp32: tuple[str, ...]
     """Groups of layers, in both networks, that were not quantised."""
     groups: int
@@ -115,44 +115,44 @@ class Quality:
 
 @dataclass(frozen=True)
 class Trial:
-    """Good pictures, then the same with synthetic anomalies of each of `STRENGTHS`, at the networks' size."""
+    """Good images, then the same with synthetic anomalies of each of `STRENGTHS`, at the networks' size."""
 
-    pictures: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8]
     """(N, H, W, 3) RGB."""
     masks: MaskArray
     """(N, H, W), True on the anomalies."""
 
     @property
     def labels(self) -> npt.NDArray[np.bool_]:
-        """(N,), True for a picture with an anomaly: some have drawn none and are good pictures."""
+        """(N,), True for an image with an anomaly: some have drawn none and are good images."""
         return np.asarray(self.masks.any(axis=(1, 2)))
 
 
-def export_int8(run: Path | str, *, pictures: Path | None = None) -> tuple[Path, Quality]:
+def export_int8(run: Path | str, *, images: Path | None = None) -> tuple[Path, Quality]:
     """Write `run`/export/model_int8.xml (and .bin), calibrated anew, if it keeps the quality.
 
     Args:
         run: a run folder.
-        pictures: a folder with good pictures that were not trained on, for the gate and the thresholds; None for the
-            run's own held-out pictures.
+        images: a folder with good images that were not trained on, for the gate and the thresholds; None for the
+            run's own held-out images.
 
     Returns:
         The file and the figures of the gate. An older file is replaced only by one that passes.
 
     Raises:
         BundleError: `run` is no complete run folder.
-        CalibrationError: too few pictures for the run's false-alarm rate.
+        CalibrationError: too few images for the run's false-alarm rate.
         ExportError: no mixture of int8 and float32 keeps the quality, the float32 graph disagrees with torch, or there
-            is no picture to judge with.
+            is no image to judge with.
         MissingExtraError: NNCF, OpenVINO or torch is not installed.
     """
     bundle = read_bundle(run)
-    held_out = comparison_pictures(bundle, pictures)
+    held_out = comparison_images(bundle, images)
     size = bundle.config.image_size
     network = load_network(bundle.config, bundle.model_file)
     model = openvino_model(network, describe(bundle, "fp32", bundle.calibration))
-    trial = synthetic_trial(_spread(held_out, TRIAL_PICTURES), size, bundle.config.seed, bundle.config.background)
-    ranges = range_pictures(_range_paths(bundle, held_out), bundle)
+    trial = synthetic_trial(_spread(held_out, TRIAL_IMAGES), size, bundle.config.seed, bundle.config.background)
+    ranges = range_images(_range_paths(bundle, held_out), bundle)
     source = OpenVinoGraph(model)
     require(verify(TorchRuntime(network), source, bundle.calibration, held_out), "openvino")
     chosen, quality = search(model, ranges, trial, source)
@@ -178,7 +178,7 @@ def _check_saved(runtime: Runtime, calibration: Calibration, paths: Sequence[Pat
     same = [calibration.settle(a) == b for a, b in zip(again.scores, calibration.scores, strict=True)]
     if not all(same):
         raise ExportError(
-            f"the int8 file, read again, gives other scores for {same.count(False)} of {len(same)} good pictures, so "
+            f"the int8 file, read again, gives other scores for {same.count(False)} of {len(same)} good images, so "
             "no file was written: report this with the versions of nncf and openvino"
         )
 
@@ -190,14 +190,14 @@ def _spread(paths: Sequence[Path], count: int) -> list[Path]:
 
 
 def _range_paths(bundle: Bundle, held_out: Sequence[Path]) -> list[Path]:
-    """Pictures for the ranges: those trained on; held-out ones only where too few of them are left."""
+    """Images for the ranges: those trained on; held-out ones only where too few of them are left."""
     fit = [bundle.data_root / name for name in bundle.provenance["data"]["fit"]]
-    paths = _spread([path for path in fit if path.is_file()], RANGE_PICTURES)
-    return paths if len(paths) >= RANKING_PICTURES else [*paths, *_spread(held_out, RANGE_PICTURES)]
+    paths = _spread([path for path in fit if path.is_file()], RANGE_IMAGES)
+    return paths if len(paths) >= RANKING_IMAGES else [*paths, *_spread(held_out, RANGE_IMAGES)]
 
 
-def range_pictures(paths: Sequence[Path], bundle: Bundle) -> npt.NDArray[np.uint8]:
-    """(N, H, W, 3): good pictures and, in turns, the same with white noise: an anomaly must not leave the ranges."""
+def range_images(paths: Sequence[Path], bundle: Bundle) -> npt.NDArray[np.uint8]:
+    """(N, H, W, 3): good images and, in turns, the same with white noise: an anomaly must not leave the ranges."""
     good = load_all(paths, bundle.config.image_size)
     seeds = [image_seed(bundle.config.seed, len(STRENGTHS), i) for i in range(len(good))]
     noisy, _ = white_noise(good, seeds, bundle.config.background)
@@ -209,35 +209,35 @@ def _channels_last(images: torch.Tensor) -> npt.NDArray[np.uint8]:
 
 
 def synthetic_trial(paths: Sequence[Path], size: tuple[int, int], seed: int, background: BackgroundRule) -> Trial:
-    """Good pictures, and white noise on them at each of `STRENGTHS`; the same arguments give the same bytes.
+    """Good images, and white noise on them at each of `STRENGTHS`; the same arguments give the same bytes.
 
     Raises:
-        ImageError: pictures that cannot be read.
+        ImageError: images that cannot be read.
     """
     good = load_all(paths, size)
-    pictures, masks = [good], [torch.zeros(len(good), *size, dtype=torch.bool)]
+    images, masks = [good], [torch.zeros(len(good), *size, dtype=torch.bool)]
     for turn, strength in enumerate(STRENGTHS):
         noisy, mask = white_noise(good, [image_seed(seed, turn, i) for i in range(len(good))], background)
-        pictures.append((good + strength * (noisy.float() - good)).round().to(torch.uint8))
+        images.append((good + strength * (noisy.float() - good)).round().to(torch.uint8))
         masks.append(mask)
-    return Trial(_channels_last(torch.cat(pictures)), torch.cat(masks).numpy())
+    return Trial(_channels_last(torch.cat(images)), torch.cat(masks).numpy())
 
 
-def judge(runtime: Runtime, trial: Trial) -> tuple[Figures, Float32Array]:
+def judge(runtime: Runtime, trial: Trial) -> tuple[Metrics, Float32Array]:
     """Image AUROC and pixel AP of the trial, and the maps (N, H, W)."""
-    results = [runtime.infer(picture[None]) for picture in trial.pictures]
+    results = [runtime.infer(image[None]) for image in trial.images]
     maps = np.concatenate([m for m, _ in results])
     scores = np.concatenate([s for _, s in results])
 
     def figures(chosen: npt.NDArray[np.intp]) -> tuple[float, float]:
-        tally = PixelMetrics()
+        histogram = PixelMetrics()
         for i in chosen:
-            tally.update(maps[i], trial.masks[i])
-        return image_metrics(trial.labels[chosen], scores[chosen])["auroc"], tally.compute()["ap"]
+            histogram.update(maps[i], trial.masks[i])
+        return image_metrics(trial.labels[chosen], scores[chosen])["auroc"], histogram.compute()["ap"]
 
     good, *strengths = np.split(np.arange(len(maps)), 1 + len(STRENGTHS))
-    alone = tuple(Figures(*figures(np.concatenate([good, each]))) for each in strengths)
-    return Figures(*figures(np.arange(len(maps))), alone), maps
+    alone = tuple(Metrics(*figures(np.concatenate([good, each]))) for each in strengths)
+    return Metrics(*figures(np.arange(len(maps))), alone), maps
 
 
 def search(
@@ -247,7 +247,7 @@ def search(
 
     Args:
         model: the float32 graph, an `openvino.Model`; left as it is.
-        ranges: (N, H, W, 3) uint8 pictures for the ranges of the activations.
+        ranges: (N, H, W, 3) uint8 images for the ranges of the activations.
         trial: what the gate judges with.
         source: the float32 engine.
 
@@ -292,10 +292,10 @@ def _candidates(
     yield [*first]
     errors = {}
     for group in others:
-        alone = quantise(model, ranges[:RANKING_PICTURES], [g for g in groups if g != group], rough=True)
+        alone = quantise(model, ranges[:RANKING_IMAGES], [g for g in groups if g != group], rough=True)
         engine = OpenVinoGraph(alone)
-        found = np.concatenate([engine.infer(picture[None])[0] for picture in trial.pictures[:RANKING_PICTURES]])
-        errors[group] = float(np.abs(found - maps[:RANKING_PICTURES]).mean())
+        found = np.concatenate([engine.infer(image[None])[0] for image in trial.images[:RANKING_IMAGES]])
+        errors[group] = float(np.abs(found - maps[:RANKING_IMAGES]).mean())
     worst = sorted(others, key=lambda group: -errors[group])
     count = 1
     while count < len(others):
@@ -303,12 +303,12 @@ def _candidates(
         count *= 2
 
 
-def quantise(model: Any, pictures: npt.NDArray[np.uint8], kept: Sequence[str], rough: bool = False) -> Any:
+def quantise(model: Any, images: npt.NDArray[np.uint8], kept: Sequence[str], rough: bool = False) -> Any:
     """A quantised copy of the graph.
 
     Args:
         model: an `openvino.Model` made by `cdo_ad.deploy.export.openvino_model`.
-        pictures: (N, H, W, 3) uint8, for the ranges of the activations.
+        images: (N, H, W, 3) uint8, for the ranges of the activations.
         kept: groups of `layer_groups` that stay in float32.
         rough: leave the correction of biases out, for a ranking.
     """
@@ -318,8 +318,8 @@ def quantise(model: Any, pictures: npt.NDArray[np.uint8], kept: Sequence[str], r
     with _tamed():
         return nncf.quantize(
             model.clone(),
-            nncf.Dataset([picture[None] for picture in pictures]),
-            subset_size=len(pictures),
+            nncf.Dataset([image[None] for image in images]),
+            subset_size=len(images),
             ignored_scope=scope,
             advanced_parameters=settings,
         )

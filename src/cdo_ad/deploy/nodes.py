@@ -8,7 +8,7 @@ __all__ = ["LAYERS", "NETWORKS", "owner", "stage_of_nodes"]
 
 NETWORKS = ("expert", "apprentice")
 """Modules of `cdo_ad.method.network.CdoNetwork` that are networks."""
-VIEWS = ("__module.network.density", "__module.network.products")
+BRANCHES = ("__module.network.density", "__module.network.products")
 """How the names of nodes begin that belong to a density."""
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 """Types of the nodes that hold a network's weights."""
@@ -38,7 +38,7 @@ def stage_of_nodes(model: Any) -> dict[str, str]:
         if owner(node).partition(".")[0] in NETWORKS:
             stages[str(node.get_friendly_name())] = "networks"
             seen_network = True
-        elif str(node.get_friendly_name()).startswith(VIEWS):
+        elif str(node.get_friendly_name()).startswith(BRANCHES):
             stages[str(node.get_friendly_name())] = "discrepancy"
         else:
             stages[str(node.get_friendly_name())] = "discrepancy" if seen_network else "resize"

@@ -1,8 +1,8 @@
-"""The resize of `cdo_ad.method.resize` as nodes of an OpenVINO graph, for pictures of any size.
+"""The resize of `cdo_ad.method.resize` as nodes of an OpenVINO graph, for images of any size.
 
 OpenVINO's own operator with the same weights (`Interpolate` in mode BILINEAR_PILLOW) takes longer than both networks.
 Here each axis is a product with a matrix. A row of it is zero but for the few pixels under its triangle, so rows are
-taken in blocks: a block needs a window of the picture only, and all blocks are one batched product.
+taken in blocks: a block needs a window of the image only, and all blocks are one batched product.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ BLOCK = 16
 """Rows of the result a window; fewer where the size is no multiple of it."""
 
 
-def resized(pictures: Any, size: tuple[int, int]) -> Any:
+def resized(images: Any, size: tuple[int, int]) -> Any:
     """Convert and resize: bilinear, antialiased, half-pixel centres, as `cdo_ad.method.resize.resize`.
 
     Args:
-        pictures: node of (B, h, w, 3) uint8, all but the 3 dynamic.
+        images: node of (B, h, w, 3) uint8, all but the 3 dynamic.
         size: (H, W) of the result.
 
     Returns:
@@ -32,14 +32,14 @@ def resized(pictures: Any, size: tuple[int, int]) -> Any:
     """
     op = _ops()
     height, width = size
-    shape = op.shape_of(pictures, "i64")
+    shape = op.shape_of(images, "i64")
     batch, lines = (op.gather(shape, _ints(axis), _int(0)) for axis in (0, 1))
 
-    # the batch by name and not as -1: for one picture the size of all that follows is then known when it is compiled
+    # the batch by name and not as -1: for one image the size of all that follows is then known when it is compiled
     def shaped(x: Any, *sides: Any) -> Any:
         return op.reshape(x, op.concat([batch, *sides], 0), False)
 
-    rows = _shrink(shaped(pictures, lines, _ints(-1)), lines, height)  # (B, H, w * 3)
+    rows = _shrink(shaped(images, lines, _ints(-1)), lines, height)  # (B, H, w * 3)
     pixels = op.gather(shape, _ints(2), _int(0))
     turned = shaped(op.transpose(rows, _ints(0, 2, 1)), pixels, _ints(-1))  # (B, w, 3 * H)
     columns = op.transpose(_shrink(turned, pixels, width), _ints(0, 2, 1))  # (B, 3 * H, W)

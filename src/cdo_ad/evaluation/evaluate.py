@@ -1,4 +1,4 @@
-"""Figures of a detector on a labelled data set: ranking metrics, and rates at the calibrated threshold."""
+"""Metrics of a detector on a labelled data set: ranking metrics, and rates at the calibrated threshold."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from cdo_ad.data.decode import read_mask
-from cdo_ad.inference.detector import Detector, read_ahead, resize_map
-from cdo_ad.files import finite
 from cdo_ad.errors import DataError, ImageError
 from cdo_ad.evaluation.metrics import PixelMetrics, decision_metrics, image_metrics
-from cdo_ad.evaluation.pixel_histogram import PixelCounts
+from cdo_ad.evaluation.pixel_histogram import PixelHistograms
+from cdo_ad.files import finite
+from cdo_ad.inference.detector import Detector, read_ahead, resize_map
 from cdo_ad.progress import progress_bar
 from cdo_ad.types import GOOD, MaskArray, Sample
 
@@ -25,7 +25,7 @@ PIXEL_NAMES = ("auroc", "ap", "f1max", "aupro_0.3", "aupro_0.05")
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One picture of an evaluation."""
+    """One image of an evaluation."""
 
     sample: Sample
     score: float
@@ -36,67 +36,67 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures, and the pictures they were made from."""
+    """The figures, and the images they were made from."""
 
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     """`image`, `pixel`, `decision`, `per_type`, `n`; a figure that is undefined is NaN (null in JSON)."""
     scored: tuple[Scored, ...]
     failures: tuple[str, ...] = ()
-    """One line for each picture or mask that could not be read; those are in no figure."""
+    """One line for each image or mask that could not be read; those are in no figure."""
     pixel: PixelMetrics | None = field(default=None, repr=False)
-    """The pixel metrics' state, for curves; None where no picture has a mask."""
-    counts: PixelCounts | None = field(default=None, repr=False)
-    """Pixels by score of each picture, numbered as in `scored`; only those with a mask, and good ones."""
+    """The pixel metrics' state, for curves; None where no image has a mask."""
+    counts: PixelHistograms | None = field(default=None, repr=False)
+    """Pixels by score of each image, numbered as in `scored`; only those with a mask, and good ones."""
 
     def to_json(self) -> dict[str, Any]:
         """The figures as a plain dictionary; NaN becomes None."""
-        return {key: finite(value) for key, value in self.figures.items()}
+        return {key: finite(value) for key, value in self.metrics.items()}
 
 
 def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[int, int] | None = None) -> Evaluation:
-    """Judge the test pictures and compare with the data set's labels and masks.
+    """Judge the test images and compare with the data set's labels and masks.
 
-    The label of a picture is the data set's; pixels are compared at the picture's own size. A defect picture without a
+    The label of an image is the data set's; pixels are compared at the image's own size. A defect image without a
     mask counts in the image figures only. Defects that the run has learned from are left out and counted in
     `figures["n"]["learned"]`.
 
     Args:
         detector: the calibrated model.
-        samples: the data set; pictures of other splits than `test` are passed over.
+        samples: the data set; images of other splits than `test` are passed over.
         at_size: (H, W) in pixels to compare maps and masks at instead; a mask pixel there is a defect when any part
             of it is.
 
     Raises:
-        DataError: when there is no test picture, or none can be read.
+        DataError: when there is no test image, or none can be read.
     """
     learned = _learned(detector)
     there = [s for s in samples if s.split == "test"]
     test = [s for s in there if str(s.path.resolve()) not in learned]
     if not test:
-        raise DataError("there is no test picture: put pictures in test/good and test/<defect>, see the README")
+        raise DataError("there is no test image: put images in test/good and test/<defect>, see the README")
     pixel = {name: PixelMetrics() for name in sorted({s.defect_type for s in test})}
-    counts = PixelCounts()
+    counts = PixelHistograms()
     scored: list[Scored] = []
     failures: list[str] = []
     with progress_bar() as bar:
         task = bar.add_task("evaluating", total=len(test), note="")
-        for sample, (path, picture) in zip(test, read_ahead(s.path for s in test), strict=True):
+        for sample, (path, image) in zip(test, read_ahead(s.path for s in test), strict=True):
             bar.update(task, advance=1)
             try:
-                if isinstance(picture, ImageError):
-                    raise picture
-                mask = _mask(sample, (picture.shape[0], picture.shape[1]), at_size)
+                if isinstance(image, ImageError):
+                    raise image
+                mask = _mask(sample, (image.shape[0], image.shape[1]), at_size)
             except DataError as error:
                 failures.append(str(error))
                 continue
-            prediction = detector.predict(picture, path=str(path), regions=False)
+            prediction = detector.predict(image, path=str(path), regions=False)
             scored.append(Scored(sample, prediction.score, prediction.p_value, prediction.anomalous))
             if mask is not None:
                 anomaly_map = prediction.anomaly_map if at_size is None else resize_map(prediction.anomaly_map, at_size)
                 pixel[sample.defect_type].update(anomaly_map, mask)
                 counts.add(len(scored) - 1, anomaly_map, mask)
     if not scored:
-        raise DataError(f"none of the {len(test)} test pictures can be read; the first: {failures[0]}")
+        raise DataError(f"none of the {len(test)} test images can be read; the first: {failures[0]}")
     figures, overall = _all_figures(scored, pixel, detector.calibration.image_threshold)
     figures["n"]["failed"] = len(failures)
     figures["n"]["learned"] = len(there) - len(test)
@@ -112,7 +112,7 @@ def _learned(detector: Detector) -> set[str]:
 def _all_figures(
     scored: Sequence[Scored], pixel: dict[str, PixelMetrics], threshold: float
 ) -> tuple[dict[str, Any], PixelMetrics]:
-    """The figures of all pictures, `per_type` those of each type against the good ones; and the pixels of all."""
+    """The figures of all images, `per_type` those of each type against the good ones; and the pixels of all."""
     overall = _merged(pixel.values())
     figures = _figures(scored, overall, threshold)
     figures["per_type"] = {
@@ -135,7 +135,7 @@ def _merged(parts: Iterable[PixelMetrics]) -> PixelMetrics:
 
 
 def _mask(sample: Sample, size: tuple[int, int], at_size: tuple[int, int] | None) -> MaskArray | None:
-    """The pixels of the defect; all False for a good picture, None for a defect without a mask."""
+    """The pixels of the defect; all False for a good image, None for a defect without a mask."""
     if sample.mask_path is not None:
         mask = read_mask(sample.mask_path, size)
     elif sample.anomalous:

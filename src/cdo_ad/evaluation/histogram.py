@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ScoreTally", "Steps", "sort_keys"]
+__all__ = ["ScoreHistogram", "Steps", "sort_keys"]
 
 IntArray = npt.NDArray[np.int64]
 KeyArray = npt.NDArray[np.uint32]
@@ -79,7 +79,7 @@ def _run_starts(ordered: npt.NDArray[Any]) -> IntArray:
     return np.concatenate((np.zeros(1, np.int64), np.flatnonzero(ordered[1:] != ordered[:-1]) + 1))
 
 
-class ScoreTally:
+class ScoreHistogram:
     """Counts of good and anomalous pixels per score, the latter also weighted by 1 / area of their region."""
 
     def __init__(self, memory: int) -> None:
@@ -108,7 +108,7 @@ class ScoreTally:
         if sum(a.size for a in self._good_buffer) + sum(a.size for a in self._bad_buffer) > self._capacity:
             self._flush()
 
-    def merge(self, other: ScoreTally) -> None:
+    def merge(self, other: ScoreHistogram) -> None:
         """Count also all that `other` has counted; `other` stays as it is."""
         other = copy.deepcopy(self) if other is self else other
         self.good += other.good  # first: the totals decide how wide the counts are

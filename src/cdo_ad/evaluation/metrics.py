@@ -5,7 +5,7 @@
 - Pixel metrics are updated image by image in bounded memory (`cdo_ad.evaluation.histogram`) and say whether they are exact.
 - AU-PRO as in the evaluation of MVTec AD (Bergmann et al., IJCV 2021): the mean over the 8-connected regions of the
   masks of the share of the region that is found, against the share of *all* good pixels (of good and of defective
-  pictures) that are found too; integrated by trapezoids up to a limit, interpolated there, divided by the limit.
+  images) that are found too; integrated by trapezoids up to a limit, interpolated there, divided by the limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cdo_ad.errors import ConfigError, DataError
-from cdo_ad.evaluation.histogram import ScoreTally, Steps, sort_keys
+from cdo_ad.evaluation.histogram import ScoreHistogram, Steps, sort_keys
 from cdo_ad.types import Float32Array, MaskArray
 
 __all__ = ["DecisionMetrics", "PixelMetrics", "Rate", "decision_metrics", "image_metrics", "rate_interval"]
@@ -39,7 +39,7 @@ class Rate(TypedDict):
 
 
 class DecisionMetrics(TypedDict):
-    """What a threshold does: the rate of good pictures rejected, and of defective pictures found."""
+    """What a threshold does: the rate of good images rejected, and of defective images found."""
 
     threshold: float
     false_alarm_rate: Rate
@@ -47,14 +47,14 @@ class DecisionMetrics(TypedDict):
 
 
 def image_metrics(labels: npt.ArrayLike, scores: npt.ArrayLike) -> dict[str, float]:
-    """AUROC, average precision and the largest F1 over all thresholds, of one score per picture.
+    """AUROC, average precision and the largest F1 over all thresholds, of one score per image.
 
     Args:
-        labels: (N,) bool (or 0 and 1), True for a defective picture.
+        labels: (N,) bool (or 0 and 1), True for a defective image.
         scores: (N,) finite floats, larger is more anomalous.
 
     Returns:
-        ``{"auroc", "ap", "f1max"}`` in [0, 1]; all NaN if there are not both good and defective pictures. `f1max` is
+        ``{"auroc", "ap", "f1max"}`` in [0, 1]; all NaN if there are not both good and defective images. `f1max` is
         a bound on what a threshold can reach, chosen with the labels: not the F1 of the detector's threshold.
 
     Raises:
@@ -113,12 +113,12 @@ def decision_metrics(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: fl
     """False-alarm and detection rate of the decision ``score > threshold``, with 95 % binomial intervals.
 
     Args:
-        labels: (N,) bool (or 0 and 1), True for a defective picture.
+        labels: (N,) bool (or 0 and 1), True for a defective image.
         scores: (N,) finite floats.
         threshold: the calibrated threshold.
 
     Returns:
-        The threshold and two rates, each over the pictures of its class. The intervals hold for the threshold as
+        The threshold and two rates, each over the images of its class. The intervals hold for the threshold as
         given: they do not contain the chance in its calibration.
 
     Raises:
@@ -143,9 +143,9 @@ def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[npt.NDArray[
     if truth.ndim != 1 or truth.shape != values.shape:
         raise DataError(f"labels and scores must both be (N,), got {truth.shape} and {values.shape}")
     if not np.isin(truth, (0, 1)).all():
-        raise DataError("labels must be True or False (or 1 and 0): check the labels of the pictures")
+        raise DataError("labels must be True or False (or 1 and 0): check the labels of the images")
     if not np.isfinite(values).all():
-        raise DataError(f"{_not_finite(values)} of {values.size} image scores: check the model and its pictures")
+        raise DataError(f"{_not_finite(values)} of {values.size} image scores: check the model and its images")
     return truth.astype(np.bool_), values
 
 
@@ -174,15 +174,15 @@ class PixelMetrics:
         """
         if memory < 4 << 20:
             raise ConfigError(f"pixel metrics need a memory of at least 4 MiB (4194304 bytes), got {memory}")
-        self._tally = ScoreTally(memory)
+        self._histogram = ScoreHistogram(memory)
         self._regions = 0
 
     def update(self, anomaly_map: Float32Array, mask: MaskArray | None = None) -> None:
-        """Add one picture; pictures may differ in size.
+        """Add one image; images may differ in size.
 
         Args:
             anomaly_map: (H, W) finite float32; other floats are rounded to float32.
-            mask: (H, W) bool, True on the defect; None (or all False) for a good picture.
+            mask: (H, W) bool, True on the defect; None (or all False) for a good image.
 
         Raises:
             DataError: if the map is not (H, W) or not finite, or the mask has another shape or is not bool.
@@ -203,25 +203,25 @@ class PixelMetrics:
         if mask.dtype != np.bool_:
             raise DataError(f"a mask must be bool, got {mask.dtype}: compare it with a threshold first")
         if not mask.any():
-            self._tally.add(keys.ravel(), keys.ravel()[:0], np.zeros(0, np.uint64))
+            self._histogram.add(keys.ravel(), keys.ravel()[:0], np.zeros(0, np.uint64))
             return
         regions = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=8)[mask]
         areas = np.bincount(regions)
         self._regions += int(np.count_nonzero(areas))
-        self._tally.add(keys[~mask], keys[mask], areas[regions].astype(np.uint64))
+        self._histogram.add(keys[~mask], keys[mask], areas[regions].astype(np.uint64))
 
     def merge(self, other: PixelMetrics) -> None:
-        """Add all pictures of `other`, as if they had been given to `update`; `other` stays as it is."""
-        self._tally.merge(other._tally)
+        """Add all images of `other`, as if they had been given to `update`; `other` stays as it is."""
+        self._histogram.merge(other._histogram)
         self._regions += other._regions
 
     @property
     def exact(self) -> bool:
-        """True if every distinct score of the pictures so far is counted by itself."""
-        return self._tally.shift == 0
+        """True if every distinct score of the images so far is counted by itself."""
+        return self._histogram.shift == 0
 
     def compute(self) -> dict[str, float]:
-        """Give the metrics of all pictures so far.
+        """Give the metrics of all images so far.
 
         Returns:
             ``{"auroc", "ap", "f1max", "aupro_0.3", "aupro_0.05"}`` in [0, 1]; all NaN without good or without
@@ -257,7 +257,7 @@ class PixelMetrics:
         Raises:
             ConfigError: if n is below 10.
         """
-        good, bad = self._tally.good, self._tally.anomalous
+        good, bad = self._histogram.good, self._histogram.anomalous
         corners = ((_woven(s.fp0, s.fp1) / good, _woven(s.tp0, s.tp1) / bad) for s in self._steps())
         return _thinned(corners, 1.0, n)
 
@@ -267,7 +267,7 @@ class PixelMetrics:
         Raises:
             ConfigError: if limit is outside (0, 1] or n is below 10.
         """
-        good, regions = self._tally.good, self._regions
+        good, regions = self._histogram.good, self._regions
         corners = (
             _highest(_woven(s.fp0, s.fp1) / good, np.minimum(_woven(s.overlap0, s.overlap1) / regions, 1.0))
             for s in self._steps()
@@ -276,14 +276,14 @@ class PixelMetrics:
 
     def pr_curve(self, n: int = 1000) -> tuple[Float64Array, Float64Array]:
         """Recall, rising to 1, and precision at it, as `roc_curve` (no point at recall 0, where it is undefined)."""
-        corners = ((s.tp1 / self._tally.anomalous, s.tp1 / (s.tp1 + s.fp1)) for s in self._steps())
+        corners = ((s.tp1 / self._histogram.anomalous, s.tp1 / (s.tp1 + s.fp1)) for s in self._steps())
         return _thinned(corners, 1.0, n, closed=False)
 
     def _steps(self) -> Iterator[Steps]:
-        return self._tally.steps() if self._tally.good and self._tally.anomalous else iter(())
+        return self._histogram.steps() if self._histogram.good and self._histogram.anomalous else iter(())
 
     def _summary(self, limits: tuple[float, ...] = AUPRO_LIMITS) -> tuple[dict[str, float], dict[str, float]]:
-        return _summary(self._steps(), self._tally.good, self._tally.anomalous, self._regions, limits)
+        return _summary(self._steps(), self._histogram.good, self._histogram.anomalous, self._regions, limits)
 
 
 def _summary(

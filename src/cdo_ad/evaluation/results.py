@@ -1,8 +1,8 @@
-"""What an evaluation leaves in a run folder, written and read: figures, one line a picture, counts of pixels.
+"""What an evaluation leaves in a run folder, written and read: figures, one line an image, counts of pixels.
 
-metrics.json   the figures, and which pictures they are of
-pictures.csv   path, type, score, p-value and decision of each picture
-pixels.npz     counts of pixels by score of each picture, for intervals (`cdo_ad.evaluation.pixel_histogram`)
+metrics.json   the figures, and which images they are of
+images.csv   path, type, score, p-value and decision of each image
+pixels.npz     counts of pixels by score of each image, for intervals (`cdo_ad.evaluation.pixel_histogram`)
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import numpy.typing as npt
 
 from cdo_ad.bundle import METRICS, Bundle, read_bundle, write_json
 from cdo_ad.data.split import fingerprint
-from cdo_ad.files import relative_name
 from cdo_ad.errors import BundleError
 from cdo_ad.evaluation.evaluate import Evaluation
 from cdo_ad.evaluation.metrics import decision_metrics
-from cdo_ad.evaluation.pixel_histogram import PixelCounts, PixelTable
+from cdo_ad.evaluation.pixel_histogram import PixelHistograms, PixelTable
+from cdo_ad.files import relative_name
 from cdo_ad.types import GOOD, Sample
 
-__all__ = ["Results", "pictures_csv", "read_results", "write_results"]
+__all__ = ["Results", "images_csv", "read_results", "write_results"]
 
-PICTURES, PIXELS = "pictures.csv", "pixels.npz"
+IMAGES, PIXELS = "images.csv", "pixels.npz"
 RATES: tuple[Literal["detection_rate"], Literal["false_alarm_rate"]] = ("detection_rate", "false_alarm_rate")
 COLUMNS = ("path", "defect_type", "score", "p_value", "anomalous")
 
@@ -42,7 +42,7 @@ class Results:
     metrics: dict[str, Any]
     """The document of `metrics.json`."""
     paths: tuple[str, ...]
-    """(N,) names of the pictures inside the data set."""
+    """(N,) names of the images inside the data set."""
     types: tuple[str, ...]
     """(N,) `good` or the type of the defect."""
     scores: npt.NDArray[np.float64]
@@ -50,9 +50,9 @@ class Results:
     p_values: npt.NDArray[np.float64]
     """(N,) in (0, 1]."""
     decisions: npt.NDArray[np.bool_]
-    """(N,) True where the run called the picture anomalous."""
+    """(N,) True where the run called the image anomalous."""
     pixels: PixelTable | None
-    """None where no picture has a mask, or the run was evaluated by a version that did not count pixels."""
+    """None where no image has a mask, or the run was evaluated by a version that did not count pixels."""
 
     @property
     def anomalous(self) -> npt.NDArray[np.bool_]:
@@ -73,9 +73,9 @@ def write_results(
     Args:
         run: the run folder.
         evaluation: of its detector.
-        samples: the data set that was evaluated; its test pictures are fingerprinted.
+        samples: the data set that was evaluated; its test images are fingerprinted.
         root: the data set's folder.
-        at_size: (H, W) at which pixels were compared; None for the pictures' own size.
+        at_size: (H, W) at which pixels were compared; None for the images' own size.
 
     Returns:
         The document of `metrics.json`: the figures, and `data` with root, category, fingerprint and size.
@@ -91,15 +91,15 @@ def write_results(
         },
     }
     write_json(run / METRICS, document)
-    (run / PICTURES).write_text(pictures_csv(evaluation, root), encoding="utf-8")
+    (run / IMAGES).write_text(images_csv(evaluation, root), encoding="utf-8")
     (run / PIXELS).unlink(missing_ok=True)
     if evaluation.counts is not None:
         evaluation.counts.save(run / PIXELS)
     return document
 
 
-def pictures_csv(evaluation: Evaluation, root: Path) -> str:
-    """One line a picture: path, type, score, p-value, decision; for spreadsheets and reports."""
+def images_csv(evaluation: Evaluation, root: Path) -> str:
+    """One line an image: path, type, score, p-value, decision; for spreadsheets and reports."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -118,18 +118,18 @@ def read_results(run: Path | str) -> Results:
     bundle = read_bundle(run)
     metrics = read_metrics(bundle)
     try:
-        with (bundle.path / PICTURES).open(newline="", encoding="utf-8") as lines:
+        with (bundle.path / IMAGES).open(newline="", encoding="utf-8") as lines:
             rows = [[row[name] for name in COLUMNS] for row in csv.DictReader(lines)]
         paths, types, scores, p_values, decisions = zip(*rows, strict=True)
         numbers = np.array([scores, p_values, decisions], dtype=np.float64)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{bundle.path / PICTURES} cannot be read ({error}): {_again(bundle)}") from error
+        raise BundleError(f"{bundle.path / IMAGES} cannot be read ({error}): {_again(bundle)}") from error
     file = bundle.path / PIXELS
-    pixels = PixelCounts.load(file, len(paths)) if file.is_file() else None
+    pixels = PixelHistograms.load(file, len(paths)) if file.is_file() else None
     results = Results(bundle, metrics, paths, types, numbers[0], numbers[1], numbers[2] > 0, pixels)
     again = decision_metrics(results.anomalous, results.scores, results.threshold)
     if any(again[key]["count"] != metrics["decision"][key].get("count") for key in RATES):
-        raise BundleError(f"{bundle.path}: metrics.json and pictures.csv are of two evaluations: {_again(bundle)}")
+        raise BundleError(f"{bundle.path}: metrics.json and images.csv are of two evaluations: {_again(bundle)}")
     return results
 
 

@@ -1,4 +1,4 @@
-"""Exported models: one file that takes camera pictures and carries its calibration. Needs no torch.
+"""Exported models: one file that takes camera images and carries its calibration. Needs no torch.
 
 - `model.xml` with `model.bin` (OpenVINO) or `model.onnx` (ONNX Runtime); `model_int8.xml` for the quantised one.
 - What the detector must know (settings, calibration, data fingerprint, labels, versions) is one JSON text inside.
@@ -96,7 +96,7 @@ class Metadata:
     config: Config
     calibration: Calibration
     provenance: dict[str, Any]
-    """As in the bundle, without the names of the pictures; `labels` names the two decisions."""
+    """As in the bundle, without the names of the images; `labels` names the two decisions."""
 
     def to_json(self) -> str:
         """One JSON text."""
@@ -176,7 +176,7 @@ class OpenVinoGraph:
         self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": mode.upper(), "PERF_COUNT": profile}
         self._target = target
         self.source = model
-        # with one picture all sizes behind the resize are known now, and not looked up node by node each time
+        # with one image all sizes behind the resize are known now, and not looked up node by node each time
         single = model.clone()
         single.reshape([1, -1, -1, 3])
         self._single = self._compile(single)
@@ -188,33 +188,33 @@ class OpenVinoGraph:
 
     @cached_property
     def _several(self) -> Any:
-        """Compiled for any number of pictures; made when it is first needed."""
+        """Compiled for any number of images; made when it is first needed."""
         return self._compile(self.source)
 
-    def _model(self, pictures: npt.NDArray[np.uint8]) -> Any:
-        return self._single if len(pictures) == 1 else self._several
+    def _model(self, images: npt.NDArray[np.uint8]) -> Any:
+        return self._single if len(images) == 1 else self._several
 
-    def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
         """See `Runtime.infer`."""
         requests = self._local.__dict__.setdefault("requests", {})
-        model = self._model(pictures)
+        model = self._model(images)
         if model not in requests:
             requests[model] = model.create_infer_request()
-        result = requests[model].infer({0: np.ascontiguousarray(pictures)})
+        result = requests[model].infer({0: np.ascontiguousarray(images)})
         return result[0], result[1]
 
-    def profiled(self, pictures: npt.NDArray[np.uint8]) -> list[tuple[str, str, float]]:
+    def profiled(self, images: npt.NDArray[np.uint8]) -> list[tuple[str, str, float]]:
         """Run the networks; (name, type, milliseconds) of each node, where compiled with `profile`."""
-        request = self._model(pictures).create_infer_request()
-        request.infer({0: np.ascontiguousarray(pictures)})
+        request = self._model(images).create_infer_request()
+        request.infer({0: np.ascontiguousarray(images)})
         found = request.get_profiling_info()
         return [(node.node_name, node.node_type, node.real_time.total_seconds() * 1e3) for node in found]
 
-    def infer_many(self, pictures: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Float32Array, float]]:
-        """Judge a stream of pictures, several at a time, in order; the next are fetched while others are computed.
+    def infer_many(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Float32Array, float]]:
+        """Judge a stream of images, several at a time, in order; the next are fetched while others are computed.
 
         Args:
-            pictures: (H, W, 3) uint8 each, of any sizes.
+            images: (H, W, 3) uint8 each, of any sizes.
 
         Yields:
             map (h, w) float32 and score of each.
@@ -222,12 +222,12 @@ class OpenVinoGraph:
         count = max(2, int(self._single.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
         idle = [self._single.create_infer_request() for _ in range(count)]
         busy: deque[Any] = deque()
-        for picture in pictures:
+        for image in images:
             if not idle:
                 idle.append(busy.popleft())
                 yield _finish(idle[-1])
             request = idle.pop()
-            request.start_async({0: np.ascontiguousarray(picture)[None]})
+            request.start_async({0: np.ascontiguousarray(image)[None]})
             busy.append(request)
         for request in busy:
             yield _finish(request)
@@ -242,7 +242,7 @@ class OpenVinoRuntime(OpenVinoGraph):
         Args:
             path: the .xml file; its .bin lies beside it.
             device: `auto` and `cpu` are the CPU; any other is a name of OpenVINO, e.g. `gpu`.
-            mode: `latency` (all cores for one picture) or `throughput` (several pictures side by side, `infer_many`).
+            mode: `latency` (all cores for one image) or `throughput` (several images side by side, `infer_many`).
             profile: let OpenVINO time each node, for `profiled`.
 
         Raises:
@@ -300,7 +300,7 @@ class OnnxRuntime:
             import onnxruntime as ort
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # its threads would wait for the next picture at full load, which doubled the time of an engine called meanwhile
+        # its threads would wait for the next image at full load, which doubled the time of an engine called meanwhile
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = ort.InferenceSession(str(path), options, providers=_providers(device))
@@ -313,9 +313,9 @@ class OnnxRuntime:
         self._input = self._session.get_inputs()[0].name
         self.name = "onnx-" + self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
 
-    def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
         """See `Runtime.infer`."""
-        maps, scores = self._session.run(None, {self._input: np.ascontiguousarray(pictures)})
+        maps, scores = self._session.run(None, {self._input: np.ascontiguousarray(images)})
         return maps, scores
 
 
@@ -341,7 +341,7 @@ def load_runtime(path: Path, *, device: str = "auto", mode: str = "latency") -> 
 
 
 def exported_bundle(path: Path, metadata: Metadata) -> Bundle:
-    """What a bundle says, from an exported file; it names no pictures and has no torch weights."""
+    """What a bundle says, from an exported file; it names no images and has no torch weights."""
     return Bundle(path.parent, metadata.config, metadata.calibration, metadata.provenance)
 
 

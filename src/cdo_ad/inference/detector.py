@@ -1,4 +1,4 @@
-"""The detector: NumPy pictures in, scores, p-values, decisions, maps and regions out."""
+"""The detector: NumPy images in, scores, p-values, decisions, maps and regions out."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
 from cdo_ad.data.decode import as_rgb, read_image
 from cdo_ad.errors import BundleError, ConfigError, ImageError, needs_extra
-from cdo_ad.inference.regions import find_regions
 from cdo_ad.inference.engines.torch import Runtime, TorchRuntime, infer_stream, load_network
+from cdo_ad.inference.regions import find_regions
 from cdo_ad.types import Float32Array, Prediction
 
 __all__ = ["BACKENDS", "Detector", "ahead", "calibration_scores", "load", "read_ahead", "resize_map"]
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BACKENDS = ("auto", "torch", "openvino", "openvino-int8", "onnx")
-SMALLEST_SIDE = 8  # pixels; less is no picture of a product but a mistake
+SMALLEST_SIDE = 8  # pixels; less is no image of a product but a mistake
 
 
 class Detector:
@@ -41,7 +41,7 @@ class Detector:
         self.bundle = bundle
 
     def predict(self, image: npt.NDArray[Any], *, path: str = "", regions: bool = True) -> Prediction:
-        """Judge one picture.
+        """Judge one image.
 
         Args:
             image: (H, W), (H, W, 1), (H, W, 2), (H, W, 3) RGB or (H, W, 4) RGBA; uint8, uint16 or bool.
@@ -49,47 +49,47 @@ class Detector:
             regions: find the connected regions of the mask.
 
         Raises:
-            ImageError: an array that is no picture, or one with a side under 8 pixels.
+            ImageError: an array that is no image, or one with a side under 8 pixels.
         """
-        picture = checked(as_rgb(image, path or "the array"), path or "the array")
+        rgb = checked(as_rgb(image, path or "the array"), path or "the array")
         start = time.perf_counter()
-        maps, scores = self.runtime.infer(picture[None])
-        return self._prediction(maps[0], float(scores[0]), picture.shape[:2], path, regions, start)
+        maps, scores = self.runtime.infer(rgb[None])
+        return self._prediction(maps[0], float(scores[0]), rgb.shape[:2], path, regions, start)
 
     def predict_file(self, path: Path | str, *, regions: bool = True) -> Prediction:
         """Read and judge one file; raises ImageError, which names it, if it cannot be read."""
         return self.predict(read_image(path), path=str(path), regions=regions)
 
     def predict_stream(
-        self, pictures: Iterable[tuple[str, npt.NDArray[np.uint8] | ImageError]], *, regions: bool = True
+        self, images: Iterable[tuple[str, npt.NDArray[np.uint8] | ImageError]], *, regions: bool = True
     ) -> Iterator[tuple[npt.NDArray[np.uint8], Prediction] | ImageError]:
-        """Judge a stream: where the engine can, several pictures at a time while the next ones are decoded.
+        """Judge a stream: where the engine can, several images at a time while the next ones are decoded.
 
         Args:
-            pictures: name and picture, (H, W, 3) uint8 as `read_image` gives it, or the error in its place.
+            images: name and image, (H, W, 3) uint8 as `read_image` gives it, or the error in its place.
             regions: as in `predict`.
 
         Yields:
-            In order, the picture and what `predict` says of it (`seconds` count from when it was handed over), or the
+            In order, the image and what `predict` says of it (`seconds` count from when it was handed over), or the
             error.
         """
         waiting: deque[tuple[str, npt.NDArray[np.uint8] | ImageError, float]] = deque()
 
         def good() -> Iterator[npt.NDArray[np.uint8]]:
-            for name, picture in pictures:
-                waiting.append((name, picture, time.perf_counter()))
-                if not isinstance(picture, ImageError):
-                    yield checked(picture, name)
+            for name, image in images:
+                waiting.append((name, image, time.perf_counter()))
+                if not isinstance(image, ImageError):
+                    yield checked(image, name)
 
         for small, score in infer_stream(self.runtime, good()):
-            name, picture, start = waiting.popleft()
-            while isinstance(picture, ImageError):
-                yield picture
-                name, picture, start = waiting.popleft()
-            yield picture, self._prediction(small, score, picture.shape[:2], name, regions, start)
-        for _, picture, _ in waiting:
-            if isinstance(picture, ImageError):
-                yield picture
+            name, image, start = waiting.popleft()
+            while isinstance(image, ImageError):
+                yield image
+                name, image, start = waiting.popleft()
+            yield image, self._prediction(small, score, image.shape[:2], name, regions, start)
+        for _, image, _ in waiting:
+            if isinstance(image, ImageError):
+                yield image
 
     def _prediction(
         self, small: Float32Array, score: float, size: tuple[int, ...], path: str, regions: bool, start: float
@@ -186,7 +186,7 @@ def choose_device(device: str) -> str:
 
 
 def resize_map(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
-    """Bring a map to a picture's size: bilinear, half-pixel centres (antialiased where it shrinks).
+    """Bring a map to an image's size: bilinear, half-pixel centres (antialiased where it shrinks).
 
     Args:
         anomaly_map: (h, w) float32.
@@ -198,12 +198,12 @@ def resize_map(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array
     return np.asarray(resized, dtype=np.float32)
 
 
-def checked(picture: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
-    """The picture itself; raises ImageError if a side is shorter than 8 pixels."""
-    height, width = picture.shape[:2]
+def checked(image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
+    """The image itself; raises ImageError if a side is shorter than 8 pixels."""
+    height, width = image.shape[:2]
     if min(height, width) < SMALLEST_SIDE:
         raise ImageError(f"{name}: {width} x {height} pixels is too small: each side needs {SMALLEST_SIDE} or more")
-    return picture
+    return image
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 2) -> Iterator[tuple[Item, Result]]:
@@ -232,16 +232,16 @@ def _read(path: Path) -> npt.NDArray[np.uint8] | ImageError:
 
 
 def calibration_scores(runtime: Runtime, paths: Sequence[Path]) -> tuple[list[float], list[float]]:
-    """Image scores and largest map values of good pictures, one picture at a time, as new pictures come.
+    """Image scores and largest map values of good images, one image at a time, as new images come.
 
     Raises:
-        ImageError: a picture that cannot be read.
+        ImageError: an image that cannot be read.
     """
     scores, maxima = [], []
-    for _, picture in read_ahead(paths):
-        if isinstance(picture, ImageError):
-            raise picture
-        maps, score = runtime.infer(picture[None])
+    for _, image in read_ahead(paths):
+        if isinstance(image, ImageError):
+            raise image
+        maps, score = runtime.infer(image[None])
         scores.append(float(score[0]))
         maxima.append(float(maps.max()))
     return scores, maxima

@@ -1,6 +1,6 @@
-"""Has the stream of pictures changed since the calibration? A conformal test martingale on the p-values.
+"""Has the stream of images changed since the calibration? A conformal test martingale on the p-values.
 
-As long as new good pictures are exchangeable with those of the calibration, their p-values are (nearly) uniform and
+As long as new good images are exchangeable with those of the calibration, their p-values are (nearly) uniform and
 independent, and betting against that cannot win: a martingale that starts at 1 ever reaches 1 / alpha with probability
 at most alpha (Ville's inequality), however long the stream is. So an alarm at 1 / alpha falsely accuses at most a share
 alpha of good streams, over their whole length.
@@ -36,7 +36,7 @@ class DriftTest:
         """Start at 1.
 
         Args:
-            calibration: of the detector, or the scores of the held-out good pictures.
+            calibration: of the detector, or the scores of the held-out good images.
             alpha: the share of good streams that may be accused falsely, in (0, 1).
             seed: of the numbers that break ties; the same seed and stream give the same answer.
 
@@ -53,7 +53,7 @@ class DriftTest:
         self._logs = np.zeros(BETS)
 
     def update(self, score: float) -> float:
-        """Bet on the next picture.
+        """Bet on the next image.
 
         Args:
             score: its image score, finite.
@@ -84,10 +84,10 @@ class Drift:
     drifted: bool
     """The martingale reached 1 / alpha somewhere."""
     first: int | None
-    """Index of the picture at which it first did; None if never."""
+    """Index of the image at which it first did; None if never."""
     alpha: float
     log10: tuple[float, ...]
-    """Decimal logarithm of the martingale after each picture."""
+    """Decimal logarithm of the martingale after each image."""
 
     @property
     def sentence(self) -> str:
@@ -95,10 +95,10 @@ class Drift:
         n = len(self.log10)
         if self.first is None:
             return (
-                f"no drift: {n} pictures look like those of the calibration (evidence 10^{max(self.log10):.1f} at most)"
+                f"no drift: {n} images look like those of the calibration (evidence 10^{max(self.log10):.1f} at most)"
             )
         return (
-            f"drift at picture {self.first + 1} of {n}: scores have risen against the calibration "
+            f"drift at image {self.first + 1} of {n}: scores have risen against the calibration "
             f"(evidence 10^{max(self.log10):.1f}; a stream without drift reaches {1 / self.alpha:g} with a probability "
             f"of {self.alpha:g} at most): look at camera and light, then calibrate or train again"
         )
@@ -118,7 +118,7 @@ class Drift:
 def drift(
     calibration: Calibration | Sequence[float], scores: Sequence[float], alpha: float = 0.01, seed: int = 0
 ) -> Drift:
-    """Test a stream of scores, in the order of the pictures.
+    """Test a stream of scores, in the order of the images.
 
     Args:
         calibration: see `DriftTest`.
@@ -130,7 +130,7 @@ def drift(
         ConfigError: alpha out of its range, or no score.
     """
     if not len(scores):
-        raise ConfigError("a drift test needs at least one picture: name a folder with pictures")
+        raise ConfigError("a drift test needs at least one image: name a folder with images")
     test = DriftTest(calibration, alpha, seed)
     logs = [test.update(score) for score in scores]
     first = next((i for i, value in enumerate(logs) if value >= test.limit), None)

@@ -1,4 +1,4 @@
-"""Pictures for people: the heat map over the picture, on a scale tied to the threshold, with the regions outlined."""
+"""Images for people: the heat map over the image, on a scale tied to the threshold, with the regions outlined."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cdo_ad.types import Float32Array, Prediction
 __all__ = ["FULL_SCALE", "heat", "map16", "overlay", "side_by_side"]
 
 FULL_SCALE = 2.0
-"""The scale ends at this multiple of the pixel threshold; it is the same for every picture of a run."""
+"""The scale ends at this multiple of the pixel threshold; it is the same for every image of a run."""
 # (value / threshold, red, green, blue, opacity): cold colours and little opacity below the threshold, warm above it
 SCALE = np.array(
     [
@@ -40,21 +40,21 @@ def heat(anomaly_map: Float32Array, pixel_threshold: float) -> tuple[npt.NDArray
     return np.stack(channels[:3], axis=-1), channels[3][..., None]
 
 
-def overlay(picture: npt.NDArray[np.uint8], prediction: Prediction, pixel_threshold: float) -> npt.NDArray[np.uint8]:
-    """The heat map over the picture, regions outlined.
+def overlay(image: npt.NDArray[np.uint8], prediction: Prediction, pixel_threshold: float) -> npt.NDArray[np.uint8]:
+    """The heat map over the image, regions outlined.
 
     Args:
-        picture: (H, W, 3) uint8 RGB.
-        prediction: of this picture.
+        image: (H, W, 3) uint8 RGB.
+        prediction: of this image.
         pixel_threshold: the calibrated one.
 
     Returns:
-        (H, W, 3) uint8 RGB, the picture's own size.
+        (H, W, 3) uint8 RGB, the image's own size.
     """
     colour, opacity = heat(prediction.anomaly_map, pixel_threshold)
-    blended = Image.fromarray((picture * (1 - opacity) + colour * opacity).round().astype(np.uint8))
+    blended = Image.fromarray((image * (1 - opacity) + colour * opacity).round().astype(np.uint8))
     draw = ImageDraw.Draw(blended)
-    width = max(1, round(min(picture.shape[:2]) / 200))
+    width = max(1, round(min(image.shape[:2]) / 200))
     for region in prediction.regions:
         points = [(x, y) for x, y in region.contour]
         if len(points) >= 2:
@@ -63,13 +63,13 @@ def overlay(picture: npt.NDArray[np.uint8], prediction: Prediction, pixel_thresh
 
 
 def side_by_side(
-    picture: npt.NDArray[np.uint8], prediction: Prediction, pixel_threshold: float, truth: npt.NDArray[np.bool_] | None
+    image: npt.NDArray[np.uint8], prediction: Prediction, pixel_threshold: float, truth: npt.NDArray[np.bool_] | None
 ) -> npt.NDArray[np.uint8]:
-    """Picture, overlay and, where known, the true mask beside each other; (H, W * 2 or 3 + gaps, 3) uint8."""
-    panels = [picture, overlay(picture, prediction, pixel_threshold)]
+    """Image, overlay and, where known, the true mask beside each other; (H, W * 2 or 3 + gaps, 3) uint8."""
+    panels = [image, overlay(image, prediction, pixel_threshold)]
     if truth is not None:
         panels.append(np.repeat(truth[..., None].astype(np.uint8) * 255, 3, axis=2))
-    gap = np.full((picture.shape[0], 4, 3), 255, dtype=np.uint8)
+    gap = np.full((image.shape[0], 4, 3), 255, dtype=np.uint8)
     joined = [panels[0]]
     for panel in panels[1:]:
         joined += [gap, panel]

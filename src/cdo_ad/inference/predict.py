@@ -1,4 +1,4 @@
-"""Judge files, folders and globs: a JSON line and a picture for each; a wrong file is reported and the rest goes on."""
+"""Judge files, folders and globs: a JSON line and an image for each; a wrong file is reported and the rest goes on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image
 
 from cdo_ad.data.decode import list_images, write_png16
+from cdo_ad.errors import DataError, ImageError
 from cdo_ad.inference.detector import Detector, read_ahead
 from cdo_ad.inference.overlay import map16, overlay
-from cdo_ad.errors import DataError, ImageError
 from cdo_ad.types import Prediction
 
 __all__ = ["Failure", "expand", "predict_files"]
@@ -38,7 +38,7 @@ def expand(patterns: Sequence[str | Path]) -> list[tuple[Path, Path]]:
         (file, its name relative to the folder that was given), in order and each file once.
 
     Raises:
-        DataError: an argument that matches no picture.
+        DataError: an argument that matches no image.
     """
     found: dict[Path, Path] = {}
     for pattern in map(str, patterns):
@@ -51,7 +51,7 @@ def expand(patterns: Sequence[str | Path]) -> list[tuple[Path, Path]]:
             matches = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 (patterns may be absolute)
             files = [(match, Path(match.name)) for match in matches if match.is_file()]
         if not files:
-            raise DataError(f"{pattern}: no picture there: name a file, a folder with pictures or a quoted glob")
+            raise DataError(f"{pattern}: no image there: name a file, a folder with images or a quoted glob")
         for file, name in files:
             found.setdefault(file, name)
     return list(found.items())
@@ -72,21 +72,21 @@ def predict_files(
         A prediction, or a failure for a file that cannot be read, in order.
 
     Raises:
-        DataError: an argument that matches no picture; raised before the first file is judged.
+        DataError: an argument that matches no image; raised before the first file is judged.
     """
     files = expand(patterns)
     targets = _targets([name for _, name in files])
     threshold = detector.calibration.pixel_threshold
-    decoded = ((str(path), picture) for path, picture in read_ahead(file for file, _ in files))
+    decoded = ((str(path), image) for path, image in read_ahead(file for file, _ in files))
     for (path, _), target, judged in zip(files, targets, detector.predict_stream(decoded), strict=True):
         if isinstance(judged, ImageError):
             yield Failure(str(path), str(judged))
             continue
-        picture, prediction = judged
+        image, prediction = judged
         if out is not None:
             file = out / target
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(overlay(picture, prediction, threshold)).save(file.with_name(f"{file.name}_overlay.png"))
+            Image.fromarray(overlay(image, prediction, threshold)).save(file.with_name(f"{file.name}_overlay.png"))
             if maps:
                 write_png16(file.with_name(f"{file.name}_map.png"), map16(prediction.anomaly_map, threshold))
         yield prediction

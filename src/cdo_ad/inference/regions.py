@@ -42,7 +42,7 @@ def find_regions(mask: MaskArray, anomaly_map: Float32Array, most: int = 100) ->
 
 
 def _contour(inside: MaskArray, x: int, y: int) -> list[list[int]]:
-    """The outer boundary of one region in the picture's pixels."""
+    """The outer boundary of one region in the image's pixels."""
     padded = np.pad(inside, 1).astype(np.float64)
     # just under 1 the level line runs through the centres of the region's own edge pixels
     lines = contour_generator(z=padded).lines(1 - 1e-6)

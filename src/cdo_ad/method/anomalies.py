@@ -1,8 +1,8 @@
-"""Synthetic anomalies of seven kinds, beyond the paper's white noise: to learn from, and to learn which view sees what.
+"""Synthetic anomalies of seven kinds, beyond the paper's white noise: to learn from, and to learn which branch sees what.
 
-White noise is easy to see and says nothing about a change of shade, a thin line or a piece in the wrong place. Each
-kind imitates one way in which products fail; none is drawn from a picture of a defect. A picture's anomaly depends on
-its own seed, the kind and, where a piece of another picture is used, on the batch that it is in.
+White noise is easy to see and says nothing about a change of intensity, a thin line or a piece in the wrong place. Each
+kind imitates one way in which products fail; none is drawn from an image of a defect. An image's anomaly depends on
+its own seed, the kind and, where a piece of another image is used, on the batch that it is in.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from cdo_ad.config import ANOMALY_KINDS, AnomalyKind, BackgroundRule
 from cdo_ad.method.resize import blur_matrix
 from cdo_ad.method.white_noise import white_noise
 
-__all__ = ["KINDS", "mixed", "perturb"]
+__all__ = ["KINDS", "add_anomalies", "add_anomaly"]
 
 KINDS = ANOMALY_KINDS
 """`noise` the paper's rectangles; `perlin` a smooth irregular region of another texture; `cut` a turned piece of
-another good picture; `shade` a large low-contrast change of brightness; `line` a scratch or thread; `spot` small dark
+another good image; `intensity` a large low-contrast change of brightness; `line` a scratch or thread; `spot` small dark
 or bright dots; `smear` a blurred patch."""
 
-REFERENCE = 256  # pixels: sizes below are for a picture whose shorter side has this many
+REFERENCE = 256  # pixels: sizes below are for an image whose shorter side has this many
 
 
-def perturb(images: Tensor, kind: AnomalyKind, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Draw one anomaly of a kind into each picture.
+def add_anomaly(images: Tensor, kind: AnomalyKind, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Draw one anomaly of a kind into each image.
 
     Args:
-        images: (B, 3, H, W) uint8; left as they are. `perlin` and `cut` take pieces of one another's pictures.
+        images: (B, 3, H, W) uint8; left as they are. `perlin` and `cut` take pieces of one another's images.
         kind: one of `KINDS`.
-        seeds: one a picture.
+        seeds: one an image.
 
     Returns:
-        The changed pictures, (B, 3, H, W) uint8, and where, (B, H, W) bool; with `noise` a mask may be empty.
+        The changed images, (B, 3, H, W) uint8, and where, (B, H, W) bool; with `noise` a mask may be empty.
     """
     if kind == "noise":
         return white_noise(images, seeds)
@@ -47,16 +47,16 @@ def perturb(images: Tensor, kind: AnomalyKind, seeds: Sequence[int]) -> tuple[Te
     for i, seed in enumerate(seeds):
         draw = _Draw(seed, int(images.shape[-2]), int(images.shape[-1]))
         other = images[draw.integer(0, len(images))].cpu().float()
-        picture, mask = _DRAWERS[kind](draw, images[i].cpu().float(), other)
-        changed[i] = picture.round().clamp(0, 255).to(torch.uint8)
+        image, mask = _DRAWERS[kind](draw, images[i].cpu().float(), other)
+        changed[i] = image.round().clamp(0, 255).to(torch.uint8)
         masks[i] = mask
     return changed, masks.to(images.device)
 
 
-def mixed(
+def add_anomalies(
     images: Tensor, kinds: Sequence[AnomalyKind], seeds: Sequence[int], background: BackgroundRule = "none"
 ) -> tuple[Tensor, Tensor]:
-    """Draw into each picture an anomaly of a kind that follows from its seed; as `perturb` otherwise.
+    """Draw into each image an anomaly of a kind that follows from its seed; as `add_anomaly` otherwise.
 
     `background` says where white noise may be, see `cdo_ad.method.white_noise.white_noise`; other kinds do not know it.
     """
@@ -69,12 +69,12 @@ def mixed(
         places = [i for i, k in enumerate(chosen) if k == kind]
         chosen_seeds = [seeds[i] for i in places]
         drawn = white_noise(images[places], chosen_seeds, background) if kind == "noise" else None
-        changed[places], masks[places] = drawn or perturb(images[places], kind, chosen_seeds)
+        changed[places], masks[places] = drawn or add_anomaly(images[places], kind, chosen_seeds)
     return changed, masks
 
 
 class _Draw:
-    """Random numbers and shapes for one picture of H x W pixels."""
+    """Random numbers and shapes for one image of H x W pixels."""
 
     def __init__(self, seed: int, height: int, width: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -108,7 +108,7 @@ class _Draw:
         return (blur_matrix(self.height, sigma) @ mask.double() @ blur_matrix(self.width, sigma).T).float()
 
     def blob(self, low: float, high: float) -> Tensor:
-        """(H, W) bool: a rectangle, ellipse or irregular patch that covers about `low` to `high` of the picture."""
+        """(H, W) bool: a rectangle, ellipse or irregular patch that covers about `low` to `high` of the image."""
         area, aspect = self.log_uniform(low, high) * self.height * self.width, math.exp(self.uniform(-1.2, 1.2))
         h = min(max(4, round(math.sqrt(area * aspect))), max(4, int(0.8 * self.height)))
         w = min(max(4, round(math.sqrt(area / aspect))), max(4, int(0.8 * self.width)))
@@ -124,7 +124,7 @@ class _Draw:
         return mask
 
     def turned(self, image: Tensor) -> Tensor:
-        """A picture turned, moved, scaled and lit in another way, (3, H, W)."""
+        """An image turned, moved, scaled and lit in another way, (3, H, W)."""
         angle = self.uniform(0, 2 * math.pi) if self.integer(0, 2) else self.integer(0, 4) * math.pi / 2
         zoom = self.uniform(0.6, 1.25)
         cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
@@ -161,7 +161,7 @@ def _cut(draw: _Draw, image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return _blend(image, draw.turned(other), draw.soften(mask, draw.uniform(0.3, 1.5))), mask
 
 
-def _shade(draw: _Draw, image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def _intensity(draw: _Draw, image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     kind = draw.integer(0, 3)
     if kind == 0:  # a corner or a side, along two straight edges
         angle = draw.uniform(0, 2 * math.pi)
@@ -220,7 +220,7 @@ def _smear(draw: _Draw, image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 _DRAWERS: dict[AnomalyKind, Callable[[_Draw, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "perlin": _perlin,
     "cut": _cut,
-    "shade": _shade,
+    "intensity": _intensity,
     "line": _line,
     "spot": _spot,
     "smear": _smear,

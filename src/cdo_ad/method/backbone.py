@@ -1,6 +1,6 @@
-"""Backbones that offer three hierarchies of features, by timm's names, with weights from a package, a hub or a file.
+"""Backbones that offer three levels of features, by timm's names, with weights from a package, a hub or a file.
 
-Contract: a backbone maps (B, 3, H, W) normalised pictures to three (B, C_k, H_k, W_k) maps, finest first; `mean` and
+Contract: a backbone maps (B, 3, H, W) normalised images to three (B, C_k, H_k, W_k) maps, finest first; `mean` and
 `std` are its preprocessing for RGB in [0, 1].
 """
 
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         self.channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalised pictures to three (B, C_k, H_k, W_k) maps."""
+        """(B, 3, H, W) normalised images to three (B, C_k, H_k, W_k) maps."""
         maps = cast(list[Tensor], self.body(images))
         return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
 

@@ -1,9 +1,9 @@
-"""One pair of networks for several products, and each product's own views of a picture.
+"""One pair of networks for several products, and each product's own branches of an image.
 
 Expert and apprentice serve all products; a density over several would describe none of them well, as a position shows
-something else in each. So each product has its own density, shares and units, and a picture gets those of the product
-that its expert's features, averaged over the picture, are nearest to. The last of the units is the product's own
-threshold: good pictures of one product may scatter far more than another's, and one threshold in common units would
+something else in each. So each product has its own density, shares and units, and an image gets those of the product
+that its expert's features, averaged over the image, are nearest to. The last of the units is the product's own
+threshold: good images of one product may scatter far more than another's, and one threshold in common units would
 find no defect of the other.
 """
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from cdo_ad.errors import ConfigError
-from cdo_ad.method.density import VIEWS, whole_picture
-from cdo_ad.method.network import HIERARCHIES, CdoNetwork, feature_shapes
-from cdo_ad.method.defect_head import RECOGNISED, Recogniser
+from cdo_ad.method.defect_head import DEFECT_HEAD, DefectHead
+from cdo_ad.method.density import BRANCHES, whole_image
+from cdo_ad.method.network import LEVEL_NAMES, CdoNetwork, feature_shapes
 
 if TYPE_CHECKING:
     from cdo_ad.config import Config
@@ -33,7 +33,7 @@ def build(config: Config, products: int = 1, weights: str | None = None) -> CdoN
     """The networks that the settings describe.
 
     Args:
-        config: the settings; without a density there are no views of a product's own.
+        config: the settings; without a density there are no branches of a product's own.
         products: how many products they are for.
         weights: see `CdoNetwork.from_config`.
 
@@ -46,10 +46,10 @@ def build(config: Config, products: int = 1, weights: str | None = None) -> CdoN
 
 
 class UnifiedNetwork(CdoNetwork):
-    """A `CdoNetwork` whose views depend on the product that it takes a picture to show.
+    """A `CdoNetwork` whose branches depend on the product that it takes an image to show.
 
-    `products` holds a `CdoNetwork` for each, all around the same expert and apprentice: fit its views as if it were
-    alone (`cdo_ad.method.fit`), and tell the products apart with `fit_products`.
+    `products` holds a `CdoNetwork` for each, all around the same expert and apprentice: fit its branches as if it were
+    alone (`cdo_ad.method.fit`), and tell the products apart with `fit_categories`.
     """
 
     centres: Tensor
@@ -59,7 +59,7 @@ class UnifiedNetwork(CdoNetwork):
     least_threshold = 1.0
 
     def __init__(self, config: Config, products: int, weights: str | None = None) -> None:
-        """Build both networks; all views are still to be fitted.
+        """Build both networks; all branches are still to be fitted.
 
         Args:
             config: the settings, with a density.
@@ -75,7 +75,7 @@ class UnifiedNetwork(CdoNetwork):
             config.weights if weights is None else weights,
             config.blur_sigma,
             config.score_top,
-            even_exposure=config.even_exposure,
+            normalize_brightness=config.normalize_brightness,
         )
         self.products = nn.ModuleList(CdoNetwork.from_config(config, share=self) for _ in range(products))
         channels = feature_shapes(self.expert, self.image_size)[-1][0]
@@ -87,47 +87,47 @@ class UnifiedNetwork(CdoNetwork):
         """`products`, typed."""
         return [network for network in self.products if isinstance(network, CdoNetwork)]
 
-    def add_recogniser(self) -> Recogniser:
-        """Not for all products at once: a recogniser belongs to one of `products`."""
-        raise ConfigError("labelled defects are recognised product by product: add a recogniser to one of `products`")
+    def add_defect_head(self) -> DefectHead:
+        """Not for all products at once: a defect_head belongs to one of `products`."""
+        raise ConfigError("labelled defects are recognised product by product: add a defect_head to one of `products`")
 
     @torch.no_grad()
-    def fit_products(self, contexts: Sequence[Tensor]) -> None:
+    def fit_categories(self, contexts: Sequence[Tensor]) -> None:
         """Tell the products apart.
 
         Args:
-            contexts: one a product, (N_k, Q): `whole_picture` of its good pictures.
+            contexts: one a product, (N_k, Q): `whole_image` of its good images.
         """
         self.centres.copy_(torch.stack([given.mean(dim=0) for given in contexts]))
         within = torch.cat([given - given.mean(dim=0) for given in contexts]).square().mean(dim=0).sqrt()
         self.widths.copy_(within.clamp(min=LEAST_WIDTH * float(within.mean())))
 
     def which(self, expert: Sequence[Tensor]) -> Tensor:
-        """(B,) int64 the product that each picture shows: the nearest centre, each channel in units of its width.
+        """(B,) int64 the product that each image shows: the nearest centre, each channel in units of its width.
 
         Args:
             expert: the expert's (B, C_k, H_k, W_k) maps.
         """
-        distances = ((whole_picture(expert)[:, None] - self.centres) / self.widths).square().sum(dim=2)
+        distances = ((whole_image(expert)[:, None] - self.centres) / self.widths).square().sum(dim=2)
         return distances.argmin(dim=1)
 
     def weigh(self, levels: Sequence[Tensor], images: Tensor, expert: list[Tensor]) -> dict[str, Tensor]:
-        """What `CdoNetwork.weigh` gives, of each picture's own product.
+        """What `CdoNetwork.weigh` gives, of each image's own product.
 
-        A product that no picture shows costs nothing here; in a traced or exported graph every product is computed.
+        A product that no image shows costs nothing here; in a traced or exported graph every product is computed.
         """
         product = self.which(expert)
-        # a graph must not depend on the pictures
+        # a graph must not depend on the images
         constant = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
-        views = {name: torch.zeros_like(levels[0]) for name in self._names()}
+        branches = {name: torch.zeros_like(levels[0]) for name in self._names()}
         for k, network in enumerate(self.members()):
             shown = (product == k)[:, None, None]
             if constant or bool(shown.any()):
                 for name, seen in network.weigh(levels, images, expert).items():
-                    views[name] = torch.where(shown, seen / self.units[k], views[name])
-        return views
+                    branches[name] = torch.where(shown, seen / self.units[k], branches[name])
+        return branches
 
     def _names(self) -> list[str]:
         densities = [network.density for network in self.members()]
-        recognised = any(density is not None and density.recogniser is not None for density in densities)
-        return [*HIERARCHIES, *VIEWS, *([RECOGNISED] if recognised else [])]
+        recognised = any(density is not None and density.defect_head is not None for density in densities)
+        return [*LEVEL_NAMES, *BRANCHES, *([DEFECT_HEAD] if recognised else [])]

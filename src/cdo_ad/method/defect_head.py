@@ -1,12 +1,12 @@
-"""A third view where a few defects are labelled: what looks like them.
+"""A third branch where a few defects are labelled: what looks like them.
 
 A small classifier of the density's whitened vectors, which no longer hold what depends on the position or on the whole
-picture: a crack in a corner and one in the middle look alike there, so that a handful of pictures says something about
-others. It learns from the labelled pixels against good pictures and the good pixels of the labelled pictures, each side
+image: a crack in a corner and one in the middle look alike there, so that a handful of images says something about
+others. It learns from the labelled pixels against good images and the good pixels of the labelled images, each side
 with half of the weight, each defect with as much as any other, however small. What it has never seen it does not
-recognise: it gets a small part of the map, the other views see the rest as before.
+recognise: it gets a small part of the map, the other branches see the rest as before.
 
-The good pictures must be new to the Gaussians, as the defects are: of pictures that they were fitted to the vectors are
+The good images must be new to the Gaussians, as the defects are: of images that they were fitted to the vectors are
 short, and the classifier would learn that.
 """
 
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["RECOGNISED", "STEPS", "Recogniser", "fit_recogniser"]
+__all__ = ["DEFECT_HEAD", "STEPS", "DefectHead", "fit_defect_head"]
 
-RECOGNISED = "labelled defects"
+DEFECT_HEAD = "labelled defects"
 WIDTH = 64
 STEPS = 150
 BATCH = 16
-"""Pictures of defects a step, and as many good ones."""
+"""Images of defects a step, and as many good ones."""
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 1.0
 COVERED = 0.25
@@ -33,14 +33,14 @@ NEIGHBOURS = 2
 """Cells so near to a labelled pixel are of neither kind."""
 
 
-class Recogniser(nn.Module):
+class DefectHead(nn.Module):
     """Whitened vectors to a map of how much they look like the labelled defects."""
 
     scale: Tensor
     usual: Tensor
 
     def __init__(self, channels: int) -> None:
-        """Random weights (torch's global generator); `fit_recogniser` or a loaded state replaces them.
+        """Random weights (torch's global generator); `fit_defect_head` or a loaded state replaces them.
 
         Args:
             channels: C of the vectors, see `cdo_ad.method.density.Density.stacked`.
@@ -60,8 +60,8 @@ class Recogniser(nn.Module):
         return found
 
 
-def fit_recogniser(
-    recogniser: Recogniser,
+def fit_defect_head(
+    defect_head: DefectHead,
     good: Tensor,
     defects: Tensor,
     masks: Tensor,
@@ -71,11 +71,11 @@ def fit_recogniser(
     """Train it; `usual` stays as it is.
 
     Args:
-        recogniser: with random weights.
-        good: (N, C, h, w) vectors of good pictures.
-        defects: (K, C, h, w) vectors of labelled pictures.
+        defect_head: with random weights.
+        good: (N, C, h, w) vectors of good images.
+        defects: (K, C, h, w) vectors of labelled images.
         masks: (K, H, W) bool, where their defects are.
-        seed: of the order of pictures.
+        seed: of the order of images.
         progress: told the steps done of `STEPS`.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -84,12 +84,12 @@ def fit_recogniser(
     clean = (~near).float()
     with torch.no_grad():
         spread = good.std(dim=(0, 2, 3), keepdim=True)
-        recogniser.scale.copy_(spread.clamp(min=1e-3 * float(spread.mean()) + 1e-12))
-    optimizer = torch.optim.AdamW(recogniser.layers.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        defect_head.scale.copy_(spread.clamp(min=1e-3 * float(spread.mean()) + 1e-12))
+    optimizer = torch.optim.AdamW(defect_head.layers.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     for step in range(STEPS):
         g = torch.randperm(len(good), generator=generator)[:BATCH].to(good.device)
         d = torch.randperm(len(defects), generator=generator)[:BATCH].to(good.device)
-        logits = recogniser.logits(torch.cat([good[g], defects[d]]))
+        logits = defect_head.logits(torch.cat([good[g], defects[d]]))
         normal, found = logits[: len(g)], logits[len(g) :]
         missed = (F.softplus(-found) * weights[d]).sum() / len(d)
         mistaken = (F.softplus(found) * clean[d]).sum() / clean[d].sum().clamp(min=1)

@@ -1,18 +1,18 @@
-"""A second view beside the disagreement: how probable what the expert sees is at each place of the picture.
+"""A second branch beside the disagreement: how probable what the expert sees is at each place of the image.
 
-Three Gaussians a position, each over good pictures (Defard et al., PaDiM, ICPR 2021, has one over all levels):
-the expert's second and third level, for defects of structure, small and large, and the picture's own colours on a
-coarse grid, for large changes of shade, which features of an ImageNet network hardly show. It needs one pass over the
-good pictures, no gradient, and at inference only the expert's forward pass, which the disagreement has paid for.
+Three Gaussians a position, each over good images (Defard et al., PaDiM, ICPR 2021, has one over all levels):
+the expert's second and third level, for defects of structure, small and large, and the image's own colours on a
+coarse grid, for large changes of intensity, which features of an ImageNet network hardly show. It needs one pass over the
+good images, no gradient, and at inference only the expert's forward pass, which the disagreement has paid for.
 
 - Features are averaged over 3 x 3 neighbours first: it steadies the covariance and enlarges what a position sees.
-- What a position looks like follows in part from how the whole picture looks (exposure, batch of material): each
-  Gaussian is conditional on the leading components of a description of the whole picture, a linear regression.
+- What a position looks like follows in part from how the whole image looks (exposure, batch of material): each
+  Gaussian is conditional on the leading components of a description of the whole image, a linear regression.
   Otherwise such changes fill the covariance and hide defects.
-- Moments are summed in float64, so pictures come in any number and order.
-- Each map is divided by the image score that it gives a *new* good picture on average, so that equal weights give each
-  view an equal say in what is a false alarm. Scores of the fitted pictures would be too small (with as many channels
-  as pictures, by far); what leaving each picture out would give follows from the same moments.
+- Moments are summed in float64, so images come in any number and order.
+- Each map is divided by the image score that it gives a *new* good image on average, so that equal weights give each
+  branch an equal say in what is a false alarm. Scores of the fitted images would be too small (with as many channels
+  as images, by far); what leaving each image out would give follows from the same moments.
 - Levels of many channels are cut to a fixed random choice of them, as PaDiM does: memory grows with their square.
 """
 
@@ -26,23 +26,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdo_ad.errors import ConfigError
+from cdo_ad.method.defect_head import DefectHead
 from cdo_ad.method.discrepancy import map_matrix
-from cdo_ad.method.defect_head import Recogniser
 
-__all__ = ["VIEWS", "Density", "Gaussian", "Moments", "position_vectors", "shades", "to_grid", "whole_picture"]
+__all__ = ["BRANCHES", "Density", "Gaussian", "Moments", "intensities", "position_vectors", "to_grid", "whole_image"]
 
-VIEWS = ("density of level 2", "density of level 3", "density of shade")
+BRANCHES = ("density of level 2", "density of level 3", "density of intensity")
 LEVELS = (1, 2)
 """Indices of the expert's levels that have a Gaussian."""
 CHANNELS = 128
 """Most channels of a level that are used."""
 SHRINKAGE = 0.01
-"""Share of the mean variance that is added to each covariance's diagonal; more for shades, whose noise is small."""
-SHADE_SHRINKAGE = 0.05
-SHADE_CELLS = 16
-"""Cells of the grid of shades along the picture's longer side."""
-PICTURES_A_COMPONENT = 10
-"""Good pictures that each component of the context needs: fewer would fit chance."""
+"""Share of the mean variance that is added to each covariance's diagonal; more for intensities, whose noise is small."""
+INTENSITY_SHRINKAGE = 0.05
+INTENSITY_CELLS = 16
+"""Cells of the grid of intensities along the image's longer side."""
+IMAGES_A_COMPONENT = 10
+"""Good images that each component of the context needs: fewer would fit chance."""
 
 
 def position_vectors(features: Tensor, pool: int = 3) -> Tensor:
@@ -53,17 +53,17 @@ def position_vectors(features: Tensor, pool: int = 3) -> Tensor:
     return values.flatten(2).permute(2, 0, 1)
 
 
-def shades(pictures: Tensor, grid: tuple[int, int]) -> Tensor:
+def intensities(images: Tensor, grid: tuple[int, int]) -> Tensor:
     """Mean log colour of each cell of a grid: a factor of exposure becomes a shift.
 
     Args:
-        pictures: (B, 3, H, W) uint8 or float RGB in 0..255.
+        images: (B, 3, H, W) uint8 or float RGB in 0..255.
         grid: (h, w) cells.
 
     Returns:
         (B, 3, h, w) float32.
     """
-    values = (pictures.float() + 8).log()  # 8 of 255: the noise of dark pixels does not matter
+    values = (images.float() + 8).log()  # 8 of 255: the noise of dark pixels does not matter
     rows, columns = (_mean_matrix(t, int(s)).to(values) for t, s in zip(grid, values.shape[-2:], strict=True))
     return rows @ values @ columns.T
 
@@ -80,10 +80,10 @@ def _mean_matrix(target: int, source: int) -> Tensor:
 
 
 class Moments:
-    """Running sums at each of P positions, in float64: x, x x^T and x g^T, with g the picture's context."""
+    """Running sums at each of P positions, in float64: x, x x^T and x g^T, with g the image's context."""
 
     def __init__(self, positions: int, channels: int, context: int) -> None:
-        """Start empty: P = `positions`, C = `channels`, Q = `context` numbers a picture."""
+        """Start empty: P = `positions`, C = `channels`, Q = `context` numbers an image."""
         self.count = 0
         self.first = torch.zeros(positions, channels, dtype=torch.float64)
         self.second = torch.zeros(positions, channels, channels, dtype=torch.float64)
@@ -92,7 +92,7 @@ class Moments:
         self.cross = torch.zeros(positions, channels, context, dtype=torch.float64)
 
     def add(self, vectors: Tensor, context: Tensor) -> None:
-        """Take in (P, B, C) vectors of B pictures and their (B, Q) context."""
+        """Take in (P, B, C) vectors of B images and their (B, Q) context."""
         values, given = vectors.detach().cpu().double(), context.detach().cpu().double()
         self.count += len(given)
         self.first += values.sum(dim=1)
@@ -105,7 +105,7 @@ class Moments:
         return self._combined(other, 1)
 
     def __sub__(self, other: Moments) -> Moments:
-        """The sums without the pictures of `other`, which must be among them."""
+        """The sums without the images of `other`, which must be among them."""
         return self._combined(other, -1)
 
     def _combined(self, other: Moments, sign: int) -> Moments:
@@ -128,7 +128,7 @@ class Gaussian(nn.Module):
     """One conditional Gaussian a position: distance `|W_p (x - m_p - A_p z)| / s_p`.
 
     z holds the context's leading components, centred and of unit variance; A_p is the regression of x on them, W_p the
-    inverse Cholesky factor of the covariance of what is left, s_p the root mean square distance of new good pictures.
+    inverse Cholesky factor of the covariance of what is left, s_p the root mean square distance of new good images.
     """
 
     mean: Tensor
@@ -144,7 +144,7 @@ class Gaussian(nn.Module):
         Args:
             positions: P.
             channels: C, the length of a position's vector.
-            context: Q, the length of the description of the whole picture.
+            context: Q, the length of the description of the whole image.
             components: q <= Q, how many of its principal components are used at most; 0 for none.
         """
         super().__init__()
@@ -160,23 +160,23 @@ class Gaussian(nn.Module):
         """Take everything from `moments`.
 
         `S' = S + shrinkage * v * I`, S the covariance left by the regression on q components, v its mean variance.
-        A fitted picture's squared distance is `tr(S'^-1 S)` on average over n of them; see `left_out` for a new one's.
+        A fitted image's squared distance is `tr(S'^-1 S)` on average over n of them; see `left_out` for a new one's.
 
         Raises:
-            ConfigError: with fewer than two pictures, or vectors that are the same in every picture.
+            ConfigError: with fewer than two images, or vectors that are the same in every image.
         """
         n = moments.count
         if n < 2:
             raise ConfigError(
-                f"the density needs at least 2 good pictures, got {n}: switch it off with  --set density=false"
+                f"the density needs at least 2 good images, got {n}: switch it off with  --set density=false"
             )
         covariance, cross, given = moments.covariances()
-        axes = _principal_axes(given, min(self.context_axes.shape[1], n // PICTURES_A_COMPONENT))
+        axes = _principal_axes(given, min(self.context_axes.shape[1], n // IMAGES_A_COMPONENT))
         slope = cross @ axes  # the components have unit variance
         covariance = covariance - slope @ slope.transpose(1, 2)
         variance = covariance.diagonal(dim1=1, dim2=2).mean()
         if not variance > 1e-12:
-            raise ConfigError("the density found no variation at all: are the good pictures copies of one?")
+            raise ConfigError("the density found no variation at all: are the good images copies of one?")
         identity = torch.eye(covariance.shape[-1], dtype=torch.float64)
         factor = torch.linalg.cholesky(covariance + shrinkage * variance * identity)
         whiten = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
@@ -211,9 +211,9 @@ class Gaussian(nn.Module):
         return whitened.square().sum(dim=2).T.sqrt() / self.spread
 
     def left_out(self, vectors: Tensor, context: Tensor, count: int) -> Tensor:
-        """The distances of pictures that were among the `count` fitted ones, as if they had not been.
+        """The distances of images that were among the `count` fitted ones, as if they had not been.
 
-        With l = (1 + |z|^2) / n the picture's leverage in the regression, its residual e grows to e / (1 - l) and the
+        With l = (1 + |z|^2) / n the image's leverage in the regression, its residual e grows to e / (1 - l) and the
         sum of squares loses e e^T / (1 - l): by the rank-one formula a squared distance h becomes
         `(1 - 1/n) h / (1 - l)^2 / (1 - h / (n (1 - l)))`. The shrinkage is taken as it is.
         """
@@ -226,7 +226,7 @@ class Gaussian(nn.Module):
 
 
 def _left_out(within: Tensor, leverage: Tensor, count: int) -> Tensor:
-    """See `Gaussian.left_out`. With fewer pictures than channels only the shrinkage keeps the last factor above 0."""
+    """See `Gaussian.left_out`. With fewer images than channels only the shrinkage keeps the last factor above 0."""
     kept = (1 - leverage).clamp(min=1 / count)
     return (1 - 1 / count) * within / kept**2 / (1 - within / (count * kept)).clamp(min=1e-4)
 
@@ -251,7 +251,7 @@ class Density(nn.Module):
 
         Args:
             shapes: (C_k, H_k, W_k) of each of the expert's levels, finest first.
-            image_size: (H, W) of the pictures.
+            image_size: (H, W) of the images.
             components: of the context that the Gaussians are conditional on; 0 for none.
 
         Raises:
@@ -259,31 +259,31 @@ class Density(nn.Module):
         """
         super().__init__()
         longer = max(image_size)
-        self.shade_grid = (
-            max(1, round(SHADE_CELLS * image_size[0] / longer)),
-            max(1, round(SHADE_CELLS * image_size[1] / longer)),
+        self.intensity_grid = (
+            max(1, round(INTENSITY_CELLS * image_size[0] / longer)),
+            max(1, round(INTENSITY_CELLS * image_size[1] / longer)),
         )
-        contexts = [shapes[-1][0]] * len(LEVELS) + [3 * self.shade_grid[0] * self.shade_grid[1]]
+        contexts = [shapes[-1][0]] * len(LEVELS) + [3 * self.intensity_grid[0] * self.intensity_grid[1]]
         if not 0 <= components <= min(contexts):
             raise ConfigError(f"density_context must lie in 0..{min(contexts)} here, got {components}")
         self.chosen = [_choose(shapes[k][0]) for k in LEVELS]
-        self.grids = [shapes[k][1:] for k in LEVELS] + [self.shade_grid]
+        self.grids = [shapes[k][1:] for k in LEVELS] + [self.intensity_grid]
         channels = [min(shapes[k][0], CHANNELS) for k in LEVELS] + [3]
         self.gaussians = nn.ModuleList(
             Gaussian(h * w, c, context, components)
             for (h, w), c, context in zip(self.grids, channels, contexts, strict=True)
         )
-        self.register_buffer("usual", torch.ones(len(VIEWS)))
-        self.recogniser: Recogniser | None = None  # set where defects are labelled
-        self.count = 0  # fitted pictures; not kept in the state, as it serves only right after a fit
+        self.register_buffer("usual", torch.ones(len(BRANCHES)))
+        self.defect_head: DefectHead | None = None  # set where defects are labelled
+        self.count = 0  # fitted images; not kept in the state, as it serves only right after a fit
 
     def moments(self) -> list[Moments]:
-        """Empty sums, one for each view."""
+        """Empty sums, one for each branch."""
         return [Moments(g.mean.shape[0], g.mean.shape[2], g.context_mean.shape[1]) for g in self._gaussians()]
 
-    def add(self, moments: Sequence[Moments], pictures: Tensor, features: Sequence[Tensor]) -> None:
-        """Take pictures, as in `forward`, into `moments`."""
-        for sums, (vectors, context) in zip(moments, self._inputs(pictures, features), strict=True):
+    def add(self, moments: Sequence[Moments], images: Tensor, features: Sequence[Tensor]) -> None:
+        """Take images, as in `forward`, into `moments`."""
+        for sums, (vectors, context) in zip(moments, self._inputs(images, features), strict=True):
             sums.add(vectors, context)
 
     @torch.no_grad()
@@ -293,35 +293,35 @@ class Density(nn.Module):
         Raises:
             ConfigError: from `Gaussian.fit`.
         """
-        shrinkages = (*[SHRINKAGE] * len(LEVELS), SHADE_SHRINKAGE)
+        shrinkages = (*[SHRINKAGE] * len(LEVELS), INTENSITY_SHRINKAGE)
         for gaussian, sums, shrinkage in zip(self._gaussians(), moments, shrinkages, strict=True):
             gaussian.fit(sums, shrinkage)
         self.count = moments[0].count
         self.usual.fill_(1)
 
-    def left_out(self, pictures: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """The maps of `forward` for pictures that were fitted, as if they had not been, before any scaling."""
-        views = zip(self._gaussians(), self._inputs(pictures, features), self.grids, strict=True)
-        return [g.left_out(*inputs, self.count).reshape(-1, *grid) for g, inputs, grid in views]
+    def left_out(self, images: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps of `forward` for images that were fitted, as if they had not been, before any scaling."""
+        branches = zip(self._gaussians(), self._inputs(images, features), self.grids, strict=True)
+        return [g.left_out(*inputs, self.count).reshape(-1, *grid) for g, inputs, grid in branches]
 
-    def forward(self, pictures: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """The maps of `VIEWS`, and after them that of the recogniser, where there is one.
+    def forward(self, images: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps of `BRANCHES`, and after them that of the defect_head, where there is one.
 
         Args:
-            pictures: (B, 3, H, W) uint8 or float RGB in 0..255.
+            images: (B, 3, H, W) uint8 or float RGB in 0..255.
             features: the expert's (B, C_k, H_k, W_k) maps of them.
 
         Returns:
-            One (B, h, w) float32 map >= 0 a view, each on a grid of its own.
+            One (B, h, w) float32 map >= 0 a branch, each on a grid of its own.
         """
-        whitened = self.whitened(pictures, features)
-        views = zip(self._gaussians(), whitened, self.grids, self.usual.unbind(), strict=True)
-        maps = [gaussian.distances(given).reshape(-1, *grid) / usual for gaussian, given, grid, usual in views]
-        return maps if self.recogniser is None else [*maps, self.recogniser(self.stacked(whitened))]
+        whitened = self.whitened(images, features)
+        branches = zip(self._gaussians(), whitened, self.grids, self.usual.unbind(), strict=True)
+        maps = [gaussian.distances(given).reshape(-1, *grid) / usual for gaussian, given, grid, usual in branches]
+        return maps if self.defect_head is None else [*maps, self.defect_head(self.stacked(whitened))]
 
-    def whitened(self, pictures: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """(P, B, C) a view, of pictures as in `forward`: see `Gaussian.whitened`."""
-        inputs = self._inputs(pictures, features)
+    def whitened(self, images: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """(P, B, C) a branch, of images as in `forward`: see `Gaussian.whitened`."""
+        inputs = self._inputs(images, features)
         return [gaussian.whitened(*given) for gaussian, given in zip(self._gaussians(), inputs, strict=True)]
 
     def stacked(self, whitened: Sequence[Tensor]) -> Tensor:
@@ -341,11 +341,11 @@ class Density(nn.Module):
         """C of `stacked`."""
         return sum(int(g.mean.shape[2]) for g in self._gaussians()[: len(LEVELS)])
 
-    def _inputs(self, pictures: Tensor, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """(P, B, C) vectors and (B, Q) context of each view."""
-        context = whole_picture(features)
+    def _inputs(self, images: Tensor, features: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """(P, B, C) vectors and (B, Q) context of each branch."""
+        context = whole_image(features)
         levels = [features[k] if c is None else features[k][:, c] for k, c in zip(LEVELS, self.chosen, strict=True)]
-        cells = shades(pictures, self.shade_grid)
+        cells = intensities(images, self.intensity_grid)
         return [(position_vectors(level), context) for level in levels] + [
             (position_vectors(cells, pool=1), cells.flatten(1))
         ]
@@ -354,8 +354,8 @@ class Density(nn.Module):
         return [g for g in self.gaussians if isinstance(g, Gaussian)]
 
 
-def whole_picture(features: Sequence[Tensor]) -> Tensor:
-    """(B, Q) float32 description of the whole picture: the mean of the last of the expert's (B, C_k, H_k, W_k) maps."""
+def whole_image(features: Sequence[Tensor]) -> Tensor:
+    """(B, Q) float32 description of the whole image: the mean of the last of the expert's (B, C_k, H_k, W_k) maps."""
     return features[-1].float().mean(dim=(2, 3))
 
 

@@ -1,4 +1,4 @@
-"""Where expert and apprentice disagree: the discrepancy of each hierarchy and the anomaly map made from it.
+"""Where expert and apprentice disagree: the discrepancy of each level and the anomaly map made from it.
 
 Two forms of the discrepancy give the same numbers. `discrepancies_plain` is the paper's text. `discrepancies` never
 up-samples a map of many channels: at an up-sampled point a vector is `a = sum_i w_i a_i` over at most four
@@ -27,11 +27,11 @@ def discrepancies_plain(expert: Sequence[Tensor], apprentice: Sequence[Tensor]) 
     """Discrepancy maps as the paper writes them: up-sample, normalise, squared distance (METHOD: "Discrepancy").
 
     Args:
-        expert: one (B, C_k, H_k, W_k) float map a hierarchy, finest first.
+        expert: one (B, C_k, H_k, W_k) float map a level, finest first.
         apprentice: the same shapes.
 
     Returns:
-        One (B, H_1, W_1) float32 map a hierarchy, in [0, 4].
+        One (B, H_1, W_1) float32 map a level, in [0, 4].
     """
     size = expert[0].shape[-2:]
     maps = []
@@ -47,11 +47,11 @@ def discrepancies(expert: Sequence[Tensor], apprentice: Sequence[Tensor]) -> lis
     """The same as `discrepancies_plain`, equal to 1e-5 in value and gradient, without up-sampling a feature map.
 
     Args:
-        expert: one (B, C_k, H_k, W_k) map a hierarchy, finest first; inner products are taken in float32.
+        expert: one (B, C_k, H_k, W_k) map a level, finest first; inner products are taken in float32.
         apprentice: the same shapes.
 
     Returns:
-        One (B, H_1, W_1) float32 map a hierarchy, in [0, 4].
+        One (B, H_1, W_1) float32 map a level, in [0, 4].
     """
     size = (int(expert[0].shape[-2]), int(expert[0].shape[-1]))
     return [_discrepancy(e.float(), a.float(), size) for e, a in zip(expert, apprentice, strict=True)]
@@ -110,16 +110,16 @@ def _pair_matrix(target: int, source: int) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def map_matrix(target: int, source: int, sigma: float) -> Tensor:
-    """(target, source) float32: up-sampling to the picture (half-pixel centres) and Gaussian blur, in one matrix."""
+    """(target, source) float32: up-sampling to the image (half-pixel centres) and Gaussian blur, in one matrix."""
     return (blur_matrix(target, sigma) @ halfpixel_matrix(target, source)).float()
 
 
 def anomaly_map(maps: Sequence[Tensor], size: tuple[int, int], sigma: float = 4.0) -> Tensor:
-    """The anomaly map: the sum of the hierarchies, up-sampled to the picture and blurred (METHOD: "Anomaly map").
+    """The anomaly map: the sum of the levels, up-sampled to the image and blurred (METHOD: "Anomaly map").
 
     Args:
-        maps: one (B, h, w) map a hierarchy, all of one size.
-        size: (H, W) of the picture at the network's input.
+        maps: one (B, h, w) map a level, all of one size.
+        size: (H, W) of the image at the network's input.
         sigma: standard deviation of the blur in pixels of that size; 0 switches it off.
 
     Returns:

@@ -1,8 +1,8 @@
-"""How much say each view of a picture gets: as much as it sees of synthetic anomalies.
+"""How much say each branch of an image gets: as much as it sees of synthetic anomalies.
 
-A view that is right for one product is noise for another: shades tell a stain on even cloth, and nothing on solar
-cells that each have a shade of their own. Good pictures and copies of them with synthetic anomalies of all kinds show
-which is the case, without a picture of a defect.
+A branch that is right for one product is noise for another: intensities tell a stain on even cloth, and nothing on solar
+cells that each have an intensity of their own. Good images and copies of them with synthetic anomalies of all kinds show
+which is the case, without an image of a defect.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["FUSED", "INFORMEDNESS_POWER", "informed_shares", "separation"]
+__all__ = ["FUSED", "INFORMEDNESS_POWER", "informed_weights", "separation"]
 
-FUSED = ("disagreement", "density of level 2", "density of level 3", "density of shade")
+FUSED = ("disagreement", "density of level 2", "density of level 3", "density of intensity")
 """What is fused, in this order."""
 INFORMEDNESS_POWER = 4
 """Chosen among 0, 1, 2, 4, 8 by image AUROC on two drawn products and on solar cells; see LOG.md."""
 
 
 def separation(good: Tensor, anomalous: Tensor) -> Tensor:
-    """Image AUROC of each view: the chance that an anomalous picture scores above a good one, ties half.
+    """Image AUROC of each branch: the chance that an anomalous image scores above a good one, ties half.
 
     Args:
-        good: (V, N) scores of good pictures by each of V views.
+        good: (V, N) scores of good images by each of V branches.
         anomalous: (V, M) scores of anomalous ones.
 
     Returns:
@@ -32,15 +32,15 @@ def separation(good: Tensor, anomalous: Tensor) -> Tensor:
     return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean(dim=(1, 2))
 
 
-def informed_shares(separations: Tensor, power: float = INFORMEDNESS_POWER) -> Tensor:
+def informed_weights(separations: Tensor, power: float = INFORMEDNESS_POWER) -> Tensor:
     """Shares in proportion to `max(0, 2 a - 1) ** power`, a the mean AUROC over the kinds of anomalies.
 
     Args:
-        separations: (K, V) AUROC of each kind and view.
+        separations: (K, V) AUROC of each kind and branch.
         power: 0 for equal shares.
 
     Returns:
-        (V,) float32, sum 1; equal shares where no view sees anything.
+        (V,) float32, sum 1; equal shares where no branch sees anything.
     """
     informedness = (2 * separations.mean(dim=0) - 1).clamp(min=0) ** power
     if not informedness.sum() > 0:

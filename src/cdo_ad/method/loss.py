@@ -20,7 +20,7 @@ def collaborative_loss(maps: Sequence[Tensor], mask: Tensor, gamma: float = 2.0,
     `w_s = (d / mean_S d)^-gamma`, taken without gradient; all weights are 1 when `oom` is off.
 
     Args:
-        maps: one (B, h, w) discrepancy map a hierarchy, all of one size.
+        maps: one (B, h, w) discrepancy map a level, all of one size.
         mask: (B, H, W) bool, True on synthetic anomalies, at any size: nearest neighbours bring it to (h, w).
         gamma: exponent of the weights, >= 0.
         oom: overlap optimisation on or off.
@@ -32,10 +32,10 @@ def collaborative_loss(maps: Sequence[Tensor], mask: Tensor, gamma: float = 2.0,
     synthetic = small > 0.5
     normal = ~synthetic
     batch = mask.shape[0]
-    return torch.stack([_hierarchy(d, normal, synthetic, gamma, oom) for d in maps]).sum() * batch
+    return torch.stack([_level(d, normal, synthetic, gamma, oom) for d in maps]).sum() * batch
 
 
-def _hierarchy(d: Tensor, normal: Tensor, synthetic: Tensor, gamma: float, oom: bool) -> Tensor:
+def _level(d: Tensor, normal: Tensor, synthetic: Tensor, gamma: float, oom: bool) -> Tensor:
     d_n, d_s = d[normal], d[synthetic]
     if oom:
         w_n = _ratio(d_n.detach()).pow(gamma)

@@ -1,7 +1,7 @@
-"""The two networks as one module: uint8 or float pictures in, discrepancy maps, anomaly map and score out.
+"""The two networks as one module: uint8 or float images in, discrepancy maps, anomaly map and score out.
 
-With a density the module has two views of a picture: where the networks disagree, and where the expert's features are
-improbable; with labelled defects a third: what looks like them. Each is divided by what it is on good pictures, then
+With a density the module has two branches of an image: where the networks disagree, and where the expert's features are
+improbable; with labelled defects a third: what looks like them. Each is divided by what it is on good images, then
 they are added; without a density it is the paper's form.
 """
 
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from cdo_ad.errors import ConfigError
 from cdo_ad.method.backbone import Backbone, create_backbone
-from cdo_ad.method.density import VIEWS, Density, to_grid
+from cdo_ad.method.brightness import normalize_brightness
+from cdo_ad.method.defect_head import DEFECT_HEAD, DefectHead
+from cdo_ad.method.density import BRANCHES, Density, to_grid
 from cdo_ad.method.discrepancy import anomaly_map, discrepancies, image_score
-from cdo_ad.method.brightness import evenly_exposed
 from cdo_ad.method.fusion import FUSED
-from cdo_ad.method.defect_head import RECOGNISED, Recogniser
 
 if TYPE_CHECKING:
     from cdo_ad.config import Config
 
-__all__ = ["HIERARCHIES", "CdoNetwork"]
+__all__ = ["LEVEL_NAMES", "CdoNetwork"]
 
-HIERARCHIES = ("hierarchy 1", "hierarchy 2", "hierarchy 3")
+LEVEL_NAMES = ("level 1", "level 2", "level 3")
 
 
 class CdoNetwork(nn.Module):
@@ -65,7 +65,7 @@ class CdoNetwork(nn.Module):
             config.blur_sigma,
             config.score_top,
             config.density_context if config.density else None,
-            config.even_exposure,
+            config.normalize_brightness,
             share,
         )
 
@@ -77,7 +77,7 @@ class CdoNetwork(nn.Module):
         blur_sigma: float = 4.0,
         score_top: float = 0.0,
         density_context: int | None = None,
-        even_exposure: bool = False,
+        normalize_brightness: bool = False,
         share: CdoNetwork | None = None,
     ) -> None:
         """Build both networks; the apprentice starts from random weights (torch's global generator).
@@ -89,8 +89,8 @@ class CdoNetwork(nn.Module):
             blur_sigma: of the anomaly map, in pixels of the input.
             score_top: see `cdo_ad.method.discrepancy.image_score`.
             density_context: components of the density's context, see `cdo_ad.method.density.Density`; None for no
-                density. Fit it with `cdo_ad.method.fit.fit_views`.
-            even_exposure: scale each picture to one mean brightness, see `cdo_ad.method.brightness`.
+                density. Fit it with `cdo_ad.method.fit.fit_branches`.
+            normalize_brightness: scale each image to one mean brightness, see `cdo_ad.method.brightness`.
             share: take expert and apprentice of these networks instead of building them.
 
         Raises:
@@ -100,7 +100,7 @@ class CdoNetwork(nn.Module):
         self.image_size = image_size
         self.blur_sigma = blur_sigma
         self.score_top = score_top
-        self.even_exposure = even_exposure
+        self.normalize_brightness = normalize_brightness
         if share is None:
             self.apprentice = create_backbone(backbone, image_size)
             self.expert = create_backbone(backbone, image_size, weights)
@@ -108,28 +108,28 @@ class CdoNetwork(nn.Module):
         else:  # not as submodules: whoever owns them saves and moves them, once
             object.__setattr__(self, "apprentice", share.apprentice)
             object.__setattr__(self, "expert", share.expert)
-        # for pictures in 0..255
+        # for images in 0..255
         self.register_buffer("mean", torch.tensor(self.expert.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(self.expert.std).view(1, 3, 1, 1) * 255)
         self.density: Density | None = None
         if density_context is not None:
             self.density = Density(feature_shapes(self.expert, image_size), image_size, density_context)
-            # what the disagreement alone scores good pictures on average, and the share of each of `FUSED`
+            # what the disagreement alone scores good images on average, and the share of each of `FUSED`
             self.register_buffer("usual", torch.ones(()))
             self.register_buffer("shares", torch.full((len(FUSED),), 1 / len(FUSED)))
         self.train()
 
-    def add_recogniser(self) -> Recogniser:
-        """Give the density the view of labelled defects, still to be fitted and with no share of the map.
+    def add_defect_head(self) -> DefectHead:
+        """Give the density the branch of labelled defects, still to be fitted and with no share of the map.
 
         Raises:
             ConfigError: no density, on whose vectors it works.
         """
         if self.density is None:
             raise ConfigError("labelled defects are recognised in what the density sees: set density=true")
-        recogniser = self.density.recogniser = Recogniser(self.density.stacked_channels).to(self.shares.device)
+        defect_head = self.density.defect_head = DefectHead(self.density.stacked_channels).to(self.shares.device)
         self.shares = torch.cat([self.shares[: len(FUSED)], self.shares.new_zeros(1)])
-        return recogniser
+        return defect_head
 
     def train(self, mode: bool = True) -> CdoNetwork:
         """Set the apprentice's mode; the expert stays in eval mode."""
@@ -138,7 +138,7 @@ class CdoNetwork(nn.Module):
         return self
 
     def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Expert's and apprentice's three maps of pictures.
+        """Expert's and apprentice's three maps of images.
 
         Args:
             images: (B, 3, H, W) uint8 or float RGB in 0..255, at `image_size`.
@@ -151,43 +151,43 @@ class CdoNetwork(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 or float RGB in 0..255 to the float input of both networks."""
         values = images.float()
-        if self.even_exposure:
-            values = evenly_exposed(values, self.mean.mean())
+        if self.normalize_brightness:
+            values = normalize_brightness(values, self.mean.mean())
         return (values - self.mean) / self.std
 
     def discrepancies(self, images: Tensor) -> list[Tensor]:
-        """One (B, H_1, W_1) float32 discrepancy map a hierarchy, in [0, 4]; `images` as in `features`."""
+        """One (B, H_1, W_1) float32 discrepancy map a level, in [0, 4]; `images` as in `features`."""
         return discrepancies(*self.features(images))
 
-    def views(self, images: Tensor) -> dict[str, Tensor]:
+    def branches(self, images: Tensor) -> dict[str, Tensor]:
         """The maps whose sum, up-sampled and blurred, is the anomaly map.
 
         Args:
             images: as in `features`.
 
         Returns:
-            `HIERARCHIES`, with a density its `VIEWS`, with labelled defects `RECOGNISED`: (B, H_1, W_1) float32 >= 0.
-            With a density each is in units of what a new good picture scores, times its share; a typical good picture
+            `LEVEL_NAMES`, with a density its `BRANCHES`, with labelled defects `DEFECT_HEAD`: (B, H_1, W_1) float32 >= 0.
+            With a density each is in units of what a new good image scores, times its share; a typical good image
             then scores a little under 1.
         """
         expert, apprentice = self.features(images)
         return self.weigh(discrepancies(expert, apprentice), images, expert)
 
     def weigh(self, levels: Sequence[Tensor], images: Tensor, expert: list[Tensor]) -> dict[str, Tensor]:
-        """What `views` gives, from the discrepancies (B, H_1, W_1) of the hierarchies and the expert's maps."""
+        """What `branches` gives, from the discrepancies (B, H_1, W_1) of the levels and the expert's maps."""
         if self.density is None:
-            return dict(zip(HIERARCHIES, levels, strict=True))
+            return dict(zip(LEVEL_NAMES, levels, strict=True))
         disagreement, *shares = self.shares.unbind()
-        views = {name: disagreement / self.usual * level for name, level in zip(HIERARCHIES, levels, strict=True)}
+        branches = {name: disagreement / self.usual * level for name, level in zip(LEVEL_NAMES, levels, strict=True)}
         grid = (int(levels[0].shape[-2]), int(levels[0].shape[-1]))
-        names = VIEWS if self.density.recogniser is None else (*VIEWS, RECOGNISED)
+        names = BRANCHES if self.density.defect_head is None else (*BRANCHES, DEFECT_HEAD)
         for name, share, seen in zip(names, shares, self.density(images, expert), strict=True):
-            views[name] = share * to_grid(seen, grid)
-        return views
+            branches[name] = share * to_grid(seen, grid)
+        return branches
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Anomaly maps (B, H, W) float32 >= 0 and image scores (B,) of pictures as in `features`."""
-        return self.finish(list(self.views(images).values()))
+        """Anomaly maps (B, H, W) float32 >= 0 and image scores (B,) of images as in `features`."""
+        return self.finish(list(self.branches(images).values()))
 
     def finish(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The anomaly map and image score of the sum of (B, h, w) maps of one size."""
@@ -196,7 +196,7 @@ class CdoNetwork(nn.Module):
 
 
 def feature_shapes(backbone: nn.Module, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """(C, H, W) of each of a backbone's maps for pictures of that size."""
+    """(C, H, W) of each of a backbone's maps for images of that size."""
     training = backbone.training
     with torch.no_grad():
         maps = backbone.eval()(torch.zeros(1, 3, *image_size))

@@ -1,4 +1,4 @@
-"""The project's only resize of pictures, and the linear maps of one axis that everything else is built from.
+"""The project's only resize of images, and the linear maps of one axis that everything else is built from.
 
 Bilinear interpolation and Gaussian blur are linear and separable, so on an H x W grid each is `A @ map @ B.T` with one
 small matrix an axis. Matrices agree in every inference engine, where resize operators do not, and they compose:
@@ -15,7 +15,7 @@ __all__ = ["blur_matrix", "corners_matrix", "halfpixel_matrix", "resize"]
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize pictures, bilinear with antialiasing (a triangle filter as wide as the shrink factor), half-pixel centres.
+    """Resize images, bilinear with antialiasing (a triangle filter as wide as the shrink factor), half-pixel centres.
 
     Args:
         images: (B, C, h, w) float, any range.

@@ -1,6 +1,6 @@
-"""MOM's synthetic anomalies: rectangles of white noise, drawn on tensors, one random generator a picture.
+"""MOM's synthetic anomalies: rectangles of white noise, drawn on tensors, one random generator an image.
 
-A picture's perturbation depends on its own seed alone, so it is the same whatever the batch, the number of workers or
+An image's perturbation depends on its own seed alone, so it is the same whatever the batch, the number of workers or
 of devices.
 """
 
@@ -21,7 +21,7 @@ SMALLEST_SHARE, LARGEST_SHARE = 40, 10  # half sides lie in [side / 40, side / 1
 
 
 def image_seed(seed: int, epoch: int, index: int) -> int:
-    """A 63-bit seed for one picture in one epoch; neighbours in any argument give unrelated numbers.
+    """A 63-bit seed for one image in one epoch; neighbours in any argument give unrelated numbers.
 
     Three rounds of the splitmix64 finaliser (Steele, Lea, Flood 2014): no two of a training coincide in practice.
     """
@@ -35,19 +35,19 @@ def image_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def white_noise(images: Tensor, seeds: Sequence[int], background: BackgroundRule = "none") -> tuple[Tensor, Tensor]:
-    """Perturb pictures with 0 to 4 rectangles of white noise (METHOD: "MOM").
+    """Perturb images with 0 to 4 rectangles of white noise (METHOD: "MOM").
 
     The number is uniform on {0, 1, 2, 3, 4}, half sides are whole numbers uniform in [side / 40, side / 10), the centre
-    is uniform among the places where the rectangle lies inside the picture (and, with `background`, the centre on the
+    is uniform among the places where the rectangle lies inside the image (and, with `background`, the centre on the
     part), the noise uniform on 0..254 for each pixel and channel.
 
     Args:
         images: (B, C, H, W) uint8.
-        seeds: one seed a picture, see `image_seed`.
+        seeds: one seed an image, see `image_seed`.
         background: where centres may lie: `"none"` anywhere, otherwise on the part, see `foreground`.
 
     Returns:
-        The perturbed pictures, (B, C, H, W) uint8, and the union of the rectangles, (B, H, W) bool, on the device of
+        The perturbed images, (B, C, H, W) uint8, and the union of the rectangles, (B, H, W) bool, on the device of
         `images`, which is left as it was.
     """
     images = images.clone()
@@ -98,9 +98,9 @@ def foreground(images: Tensor, background: BackgroundRule) -> Tensor:
     """Where the part is, as opposed to the background around it.
 
     `"extremes"` is the original's rule: background is where the gray mean is < 30 or > 220. `"border"` takes the
-    colours along the picture's edge as the background's, whatever they are: a pixel is background when its colour is
+    colours along the image's edge as the background's, whatever they are: a pixel is background when its colour is
     as near to the edge's median as the edge's own pixels are. Both are then cleaned by a 7x7 median and the background
-    grown by a 19x19 dilation. A picture whose part would cover less than 2 % of it (a texture that fills the picture)
+    grown by a 19x19 dilation. An image whose part would cover less than 2 % of it (a texture that fills the image)
     counts as part everywhere.
 
     Args:

@@ -1,11 +1,11 @@
-"""Figures of test sets drawn again: how far a difference between two runs could be chance.
+"""Metrics of test sets drawn again: how far a difference between two runs could be chance.
 
-A resample draws as many good and as many anomalous pictures as there are, with replacement (Efron and Tibshirani 1993,
-stratified). All runs are measured on the same resamples, so what a picture does to all of them cancels: the interval
+A resample draws as many good and as many anomalous images as there are, with replacement (Efron and Tibshirani 1993,
+stratified). All runs are measured on the same resamples, so what an image does to all of them cancels: the interval
 of the *difference* is what counts, and it is narrower than the intervals of the runs suggest.
 
 The resamples are a matrix of multiplicities, so every figure of every resample is a product with the table of the
-pictures' counts and a sum along its bins.
+images' counts and a sum along its bins.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from cdo_ad.evaluation.pixel_histogram import PixelTable
 from cdo_ad.evaluation.results import Results
 
-__all__ = ["draw", "figures_of", "interval", "ranking"]
+__all__ = ["draw", "interval", "metrics_of", "ranking"]
 
 FloatArray = npt.NDArray[Any]
 PRO_LIMITS = (0.3, 0.05)
@@ -27,7 +27,7 @@ CHUNK_VALUES = 4_000_000
 
 
 def draw(anomalous: npt.NDArray[np.bool_], count: int, seed: int) -> npt.NDArray[np.float64]:
-    """How often each picture is in each resample.
+    """How often each image is in each resample.
 
     Args:
         anomalous: (N,) the truth.
@@ -35,7 +35,7 @@ def draw(anomalous: npt.NDArray[np.bool_], count: int, seed: int) -> npt.NDArray
         seed: of the draw.
 
     Returns:
-        (R, N): each row adds up to the number of good pictures on those, and of anomalous ones on those.
+        (R, N): each row adds up to the number of good images on those, and of anomalous ones on those.
     """
     random = np.random.default_rng(seed)
     times = np.zeros((count, anomalous.size))
@@ -46,17 +46,17 @@ def draw(anomalous: npt.NDArray[np.bool_], count: int, seed: int) -> npt.NDArray
     return times
 
 
-def figures_of(results: Results, times: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+def metrics_of(results: Results, times: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
     """Every figure of a run on every resample.
 
     Args:
-        results: of one run on N pictures.
+        results: of one run on N images.
         times: (R, N), see `draw`.
 
     Returns:
         By name (R,): `image.auroc`, `image.ap`, `decision.detection_rate`, `decision.false_alarm_rate`, for each type
         `TYPE.detection_rate`, and where pixels were counted `pixel.auroc`, `pixel.ap`, `pixel.aupro_0.3` and
-        `pixel.aupro_0.05`, from binned scores. NaN where a resample has no picture of the kind.
+        `pixel.aupro_0.05`, from binned scores. NaN where a resample has no image of the kind.
     """
     bad = results.anomalous
     auroc, ap = _image_ranking(results.scores, bad, times)
@@ -108,7 +108,7 @@ def _image_ranking(
 
 def _pixel_figures(table: PixelTable, times: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
     names = ("pixel.auroc", "pixel.ap", *(f"pixel.aupro_{limit:g}" for limit in PRO_LIMITS))
-    # the sum of a region's weights is 1, so their sum over a picture is the number of its regions
+    # the sum of a region's weights is 1, so their sum over an image is the number of its regions
     regions = np.rint(table.weight.sum(axis=1, dtype=np.float64))
     rows = [
         (*ranking(good, bad), *(_area(good, weight, rows_of @ regions, limit) for limit in PRO_LIMITS))

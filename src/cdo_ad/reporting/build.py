@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 
 from cdo_ad import bundle as bundles
-from cdo_ad.calibration import Calibration, conformal_threshold, pictures_needed
+from cdo_ad.calibration import Calibration, conformal_threshold, images_needed
 from cdo_ad.data.readers.layout import read_dataset
-from cdo_ad.inference.detector import Detector, load
-from cdo_ad.files import relative_name
 from cdo_ad.errors import BundleError, needs_extra
 from cdo_ad.evaluation.evaluate import Evaluation, Scored, evaluate
 from cdo_ad.evaluation.metrics import decision_metrics
-from cdo_ad.sentence import sentence
+from cdo_ad.files import relative_name
+from cdo_ad.inference.detector import Detector, load
 from cdo_ad.reporting.collect import Recorder, score_good, synthetic_power
 from cdo_ad.reporting.page import curve, image_curves, render
+from cdo_ad.sentence import sentence
 from cdo_ad.types import Sample
 
 __all__ = ["write_report"]
 
-MOST_PICTURES = 300
-"""Pictures in the gallery; the rest are in the figures only."""
+MOST_IMAGES = 300
+"""Images in the gallery; the rest are in the figures only."""
 GALLERY_BYTES = 13 * 10**6
 """Of the thumbnails together, as written; with the plotting library (4.8 MB) the page stays under 20 MB."""
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -43,7 +43,7 @@ def write_report(
 ) -> Path:
     """Judge a data set with a run's detector and write the page.
 
-    With test pictures the figures are those of `cdo_ad.evaluation.evaluate`. Without, the page shows the good pictures' scores,
+    With test images the figures are those of `cdo_ad.evaluation.evaluate`. Without, the page shows the good images' scores,
     the most unusual ones, and what the detector does with synthetic anomalies.
 
     Args:
@@ -84,7 +84,7 @@ def collect(detector: Detector, samples: Sequence[Sample], root: Path) -> dict[s
     bundle = _bundle(detector)
     test = [sample for sample in samples if sample.split == "test"]
     good = [sample for sample in samples if sample.split != "test"]
-    shown = min(MOST_PICTURES, len(test) or len(good))
+    shown = min(MOST_IMAGES, len(test) or len(good))
     recorder = Recorder(detector, samples, GALLERY_BYTES // max(1, shown))
     evaluation = evaluate(recorder, samples) if test else None
     if evaluation is not None:
@@ -99,9 +99,9 @@ def collect(detector: Detector, samples: Sequence[Sample], root: Path) -> dict[s
         "threshold": calibration.image_threshold,
         "rate": calibration.false_alarm_rate,
         "calibration": list(calibration.scores),
-        "figures": None if evaluation is None else evaluation.to_json(),
+        "metrics": None if evaluation is None else evaluation.to_json(),
         "costs": costs(calibration, scored),
-        "pictures": gallery(scored, recorder, root),
+        "images": gallery(scored, recorder, root),
         "curves": {} if evaluation is None else curves(evaluation),
         "distributions": {
             "real": recorder.distributions.summary(),
@@ -121,7 +121,7 @@ def costs(calibration: Calibration, scored: Sequence[Scored]) -> list[dict[str, 
     rows = []
     n = len(calibration.scores)
     for rate in sorted({*RATES, calibration.false_alarm_rate}):
-        missing = pictures_needed(rate) - n
+        missing = images_needed(rate) - n
         row: dict[str, Any] = {"rate": rate, "missing": max(0, missing)}
         if missing <= 0:
             row.update(decision_metrics(labels, scores, conformal_threshold(calibration.scores, rate)))
@@ -130,13 +130,13 @@ def costs(calibration: Calibration, scored: Sequence[Scored]) -> list[dict[str, 
 
 
 def gallery(scored: Sequence[Scored], recorder: Recorder, root: Path) -> list[dict[str, Any]]:
-    """One entry a picture, largest score first; thumbnails for the most telling `MOST_PICTURES`."""
+    """One entry an image, largest score first; thumbnails for the most telling `MOST_IMAGES`."""
     ordered = sorted(scored, key=lambda item: -item.score)
     wrong = [item for item in ordered if item.sample.anomalous != item.anomalous]
     right = [item for item in ordered if item.sample.anomalous == item.anomalous]
     # every mistake first, then the largest and the smallest scores in turn
     telling = wrong + [right[i // 2 if i % 2 == 0 else -1 - i // 2] for i in range(len(right))]
-    shown = {id(item) for item in telling[:MOST_PICTURES]}
+    shown = {id(item) for item in telling[:MOST_IMAGES]}
     return [
         {
             "name": relative_name(item.sample.path, root),
@@ -153,7 +153,7 @@ def gallery(scored: Sequence[Scored], recorder: Recorder, root: Path) -> list[di
 
 
 def curves(evaluation: Evaluation) -> dict[str, dict[str, list[float]]]:
-    """ROC and precision-recall of pictures; ROC, precision-recall and PRO of pixels; those that exist."""
+    """ROC and precision-recall of images; ROC, precision-recall and PRO of pixels; those that exist."""
     labels = np.array([item.sample.anomalous for item in evaluation.scored])
     scores = np.array([item.score for item in evaluation.scored])
     found = image_curves(scores, labels)
@@ -184,12 +184,12 @@ def provenance(bundle: bundles.Bundle, root: Path, samples: Sequence[Sample]) ->
     settings = bundle.config.to_json()
     return [
         ("run", str(bundle.path.resolve())),
-        ("pictures judged", str(root.resolve())),
-        ("pictures in that data set", str(len(samples))),
+        ("images judged", str(root.resolve())),
+        ("images in that data set", str(len(samples))),
         ("trained on", f"{about['data']['root']} {about['data']['category']}".strip()),
-        ("good pictures trained on", str(len(about["data"]["fit"]))),
-        ("good pictures held out for calibration", str(len(about["data"]["calibration"]))),
-        ("how they were held out", about["data"].get("split", "drawn picture by picture")),
+        ("good images trained on", str(len(about["data"]["fit"]))),
+        ("good images held out for calibration", str(len(about["data"]["calibration"]))),
+        ("how they were held out", about["data"].get("split", "drawn image by image")),
         ("fingerprint of the training data", about["data"]["fingerprint"]),
         ("recipe", settings.pop("recipe")),
         ("seed", str(about["seed"])),

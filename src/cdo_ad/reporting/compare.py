@@ -1,4 +1,4 @@
-"""Runs side by side on the same test pictures, with paired bootstrap intervals of their differences."""
+"""Runs side by side on the same test images, with paired bootstrap intervals of their differences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from cdo_ad.errors import BundleError, ConfigError, needs_extra
-from cdo_ad.reporting.bootstrap import draw, figures_of, interval
+from cdo_ad.evaluation.results import Results, read_results
+from cdo_ad.reporting.bootstrap import draw, interval, metrics_of
 from cdo_ad.reporting.page import curve, image_curves, render
 from cdo_ad.reporting.settings import different_settings, run_names
-from cdo_ad.evaluation.results import Results, read_results
 from cdo_ad.types import GOOD
 
 __all__ = ["compare", "write_comparison"]
@@ -20,7 +20,7 @@ __all__ = ["compare", "write_comparison"]
 RESAMPLES = 2000
 MAIN = (
     ("decision.detection_rate", "defects found", "at each run's own threshold", True),
-    ("decision.false_alarm_rate", "false alarms", "on good test pictures, at each run's own threshold", False),
+    ("decision.false_alarm_rate", "false alarms", "on good test images, at each run's own threshold", False),
     ("image.auroc", "image AUROC", "", True),
     ("image.ap", "image AP", "", True),
     ("pixel.auroc", "pixel AUROC", "", True),
@@ -35,7 +35,7 @@ def write_comparison(runs: Sequence[Path | str], out: Path | str, *, seed: int =
     """Compare evaluated runs and write one self-contained page; the numbers are in it as JSON.
 
     Args:
-        runs: two or more run folders, each evaluated on the same test pictures; differences are to the first.
+        runs: two or more run folders, each evaluated on the same test images; differences are to the first.
         out: the file.
         seed: of the resamples.
         resamples: their number, at least 100.
@@ -44,7 +44,7 @@ def write_comparison(runs: Sequence[Path | str], out: Path | str, *, seed: int =
         The file that was written.
 
     Raises:
-        BundleError: a run that is incomplete or was not evaluated, or runs that were evaluated on different pictures.
+        BundleError: a run that is incomplete or was not evaluated, or runs that were evaluated on different images.
         ConfigError: fewer than two runs or too few resamples.
         MissingExtraError: if the extra `report` is not installed.
     """
@@ -63,19 +63,19 @@ def compare(runs: Sequence[Results], *, seed: int = 0, resamples: int = RESAMPLE
 
     Returns:
         `runs` (name, threshold, settings, curves), `rows` and `types` (figures with `values`, and against the first
-        run `differences` with `low` and `high` of 95 %), `disagreements`, `pictures`, `notes`.
+        run `differences` with `low` and `high` of 95 %), `disagreements`, `images`, `notes`.
     """
     if len(runs) < 2:
         raise ConfigError("a comparison needs two runs or more: name their folders")
     if resamples < 100:
         raise ConfigError(f"{resamples} resamples are too few for an interval of 95 %: 2000 are usual")
     names = run_names([run.bundle.path for run in runs])
-    notes = [*_same_pictures(runs, names)]
+    notes = [*_same_images(runs, names)]
     ordered = [_in_order(run, runs[0].paths) for run in runs]
     pixels = _pixel_note(ordered, names)
     notes += pixels
     times = draw(ordered[0].anomalous, resamples, seed)
-    drawn = [figures_of(run, times) for run in ordered]
+    drawn = [metrics_of(run, times) for run in ordered]
     kinds = sorted(set(ordered[0].types) - {GOOD})
     rows = [
         _row(key, name, note, better, ordered, drawn)
@@ -95,15 +95,15 @@ def compare(runs: Sequence[Results], *, seed: int = 0, resamples: int = RESAMPLE
             for row in rows
             if (sentence := _sentence(row, row["differences"][number - 1], names, number))
         ],
-        "pictures": _pictures(ordered),
+        "images": _images(ordered),
         "n": {"good": int((~ordered[0].anomalous).sum()), "anomalous": int(ordered[0].anomalous.sum())},
         "bootstrap": {"resamples": resamples, "seed": seed, "interval": 0.95},
         "notes": notes,
     }
 
 
-def _same_pictures(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
-    """Notes on what could not be checked; raises BundleError where runs were evaluated on different pictures."""
+def _same_images(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
+    """Notes on what could not be checked; raises BundleError where runs were evaluated on different images."""
     first = runs[0]
     for run, name in zip(runs[1:], names[1:], strict=True):
         mend = f"evaluate both on one data set:  cdo-ad evaluate {run.bundle.path} DATA"
@@ -112,7 +112,7 @@ def _same_pictures(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
             example = min(missing or extra)
             where = f"only in {names[0] if missing else name}"
             raise BundleError(
-                f"{names[0]} and {name} were evaluated on different test pictures ({len(missing)} and {len(extra)} "
+                f"{names[0]} and {name} were evaluated on different test images ({len(missing)} and {len(extra)} "
                 f"are in one only, such as {example}, {where}): {mend}"
             )
         if dict(zip(run.paths, run.types, strict=True)) != dict(zip(first.paths, first.types, strict=True)):
@@ -120,13 +120,13 @@ def _same_pictures(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
         prints = [_data(r).get("fingerprint") for r in (first, run)]
         if None not in prints and prints[0] != prints[1]:
             raise BundleError(
-                f"{names[0]} and {name} were evaluated on pictures or masks of the same names but other content: {mend}"
+                f"{names[0]} and {name} were evaluated on images or masks of the same names but other content: {mend}"
             )
     unknown = [name for run, name in zip(runs, names, strict=True) if "fingerprint" not in _data(run)]
     if not unknown:
         return []
     return [
-        f"{', '.join(unknown)}: evaluated by an older version, so the test pictures were compared by name only; "
+        f"{', '.join(unknown)}: evaluated by an older version, so the test images were compared by name only; "
         "evaluate again to compare their content."
     ]
 
@@ -134,7 +134,7 @@ def _same_pictures(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
 def _pixel_note(runs: Sequence[Results], names: Sequence[str]) -> list[str]:
     """Why pixel figures are not compared; empty where they are."""
     if all(run.metrics["pixel"]["auroc"] is None for run in runs):
-        return ["The test pictures have no masks, so there are no pixel figures."]
+        return ["The test images have no masks, so there are no pixel figures."]
     without = [name for run, name in zip(runs, names, strict=True) if run.pixels is None]
     if without:
         return [
@@ -152,7 +152,7 @@ def _data(run: Results) -> dict[str, Any]:
 
 
 def _in_order(run: Results, paths: Sequence[str]) -> Results:
-    """The same results with the pictures in another order."""
+    """The same results with the images in another order."""
     if run.paths == tuple(paths):
         return run
     place = {path: i for i, path in enumerate(run.paths)}
@@ -235,5 +235,5 @@ def _about(run: Results, name: str) -> dict[str, Any]:
     }
 
 
-def _pictures(runs: Sequence[Results]) -> list[dict[str, Any]]:
+def _images(runs: Sequence[Results]) -> list[dict[str, Any]]:
     return [{"name": path, "type": kind} for path, kind in zip(runs[0].paths, runs[0].types, strict=True)]

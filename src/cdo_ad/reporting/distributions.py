@@ -1,6 +1,6 @@
 """How far apart expert and apprentice are on normal and on anomalous pixels: margin and overlap, CDO's own claim.
 
-For the discrepancies `a` of anomalous and `b` of normal pixels (grid of the first hierarchy):
+For the discrepancies `a` of anomalous and `b` of normal pixels (grid of the first level):
 
     margin  = mean(a) - mean(b)                     larger is better
     overlap = sum_i min(A_i, B_i)                   smaller is better, 0 to 1
@@ -22,7 +22,7 @@ from cdo_ad.types import Float32Array, MaskArray
 __all__ = ["Distributions", "margin_and_overlap"]
 
 BINS = 200
-MOST_VALUES = 4_000_000  # a level and class; beyond that pictures are passed over
+MOST_VALUES = 4_000_000  # a level and class; beyond that images are passed over
 
 
 def margin_and_overlap(anomalous: Float32Array, normal: Float32Array) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def margin_and_overlap(anomalous: Float32Array, normal: Float32Array) -> dict[st
 
 
 class Distributions:
-    """Discrepancies of normal and anomalous pixels, gathered picture by picture."""
+    """Discrepancies of normal and anomalous pixels, gathered image by image."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -60,7 +60,7 @@ class Distributions:
         self._kept = 0
 
     def add(self, maps: dict[str, Float32Array], mask: MaskArray) -> None:
-        """Add one picture.
+        """Add one image.
 
         Args:
             maps: by level, (h, w) float32, all of one size.

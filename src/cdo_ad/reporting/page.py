@@ -33,7 +33,7 @@ def render(template: str, document: dict[str, Any]) -> str:
 
 
 def image_curves(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> dict[str, dict[str, list[float]]]:
-    """ROC and precision-recall of (N,) pictures as `image_roc` and `image_pr`; none without both kinds."""
+    """ROC and precision-recall of (N,) images as `image_roc` and `image_pr`; none without both kinds."""
     if not labels.any() or labels.all():
         return {}
     order = np.argsort(-scores, kind="stable")

@@ -36,17 +36,17 @@ def to_csv(table: Table) -> str:
     """Numbers in [0, 1], of each figure mean and standard deviation; empty where there is none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = [column for key in table.figures for column in (key, f"{key}_std")]
+    columns = [column for key in table.metrics for column in (key, f"{key}_std")]
     writer.writerow(["kind", *table.settings, "category", "seeds", *columns])
     for row in table.rows:
-        numbers = [value for key in table.figures for value in _pair(row.cells.get(key))]
+        numbers = [value for key in table.metrics for value in _pair(row.cells.get(key))]
         writer.writerow([row.kind, *row.settings, row.category, "" if row.seeds is None else row.seeds, *numbers])
     return buffer.getvalue()
 
 
 def to_latex(table: Table) -> str:
     """A `tabular` for the package booktabs; figures in percent, a rule before each choice of settings."""
-    columns = "l" * (len(table.settings) + 1) + "r" * (1 + len(table.figures))
+    columns = "l" * (len(table.settings) + 1) + "r" * (1 + len(table.metrics))
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(_latex, _head(table))) + r" \\"]
     before = None
     for row in table.rows:
@@ -54,7 +54,7 @@ def to_latex(table: Table) -> str:
         if block != before:
             lines.append(r"\midrule")
         before = block
-        cells = [_text(row.cells.get(key), r" $\pm$ ", "--") for key in table.figures]
+        cells = [_text(row.cells.get(key), r" $\pm$ ", "--") for key in table.metrics]
         lines.append(" & ".join([*map(_latex, _words(row)), *cells]) + r" \\")
     return "\n".join([*(f"% {note}" for note in table.notes), *lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -65,7 +65,7 @@ def to_html(table: Table) -> str:
         import jinja2  # noqa: F401
         import plotly.offline  # noqa: F401
     rows = [
-        {"kind": row.kind, "words": _words(row), "cells": [_text(row.cells.get(key)) for key in table.figures]}
+        {"kind": row.kind, "words": _words(row), "cells": [_text(row.cells.get(key)) for key in table.metrics]}
         for row in table.rows
     ]
     document = {"title": "Runs", "head": _head(table), "rows": rows, "notes": list(table.notes),
@@ -77,7 +77,7 @@ def to_text(table: Table) -> str:
     """Aligned columns for a terminal."""
     lines = [
         _head(table),
-        *([*_words(row), *(_text(row.cells.get(key)) for key in table.figures)] for row in table.rows),
+        *([*_words(row), *(_text(row.cells.get(key)) for key in table.metrics)] for row in table.rows),
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     words = len(table.settings) + 1
@@ -91,7 +91,7 @@ def to_text(table: Table) -> str:
 
 
 def _head(table: Table) -> list[str]:
-    return [*table.settings, "product", "seeds", *table.figures.values()]
+    return [*table.settings, "product", "seeds", *table.metrics.values()]
 
 
 def _words(row: Row) -> list[str]:

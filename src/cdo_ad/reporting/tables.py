@@ -1,6 +1,6 @@
 """Ablation and sweep tables: runs grouped by product and settings, mean and standard deviation over seeds.
 
-The settings that differ between the runs become columns by themselves; the seed is what the mean is taken over. Figures
+The settings that differ between the runs become columns by themselves; the seed is what the mean is taken over. Metrics
 that were published for the data set (`published.json`, with their sources) stand beside the mean over the products.
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.errors import BundleError
-from cdo_ad.reporting.settings import different_settings, run_names
 from cdo_ad.evaluation.results import read_metrics
+from cdo_ad.reporting.settings import different_settings, run_names
 
-__all__ = ["FIGURES", "Cell", "Measured", "Row", "Table", "figures_of", "make_table", "tabulate"]
+__all__ = ["METRICS_SHOWN", "Cell", "Measured", "Row", "Table", "make_table", "metrics_of", "tabulate"]
 
-FIGURES = {
+METRICS_SHOWN = {
     "image.auroc": "image AUROC",
     "image.ap": "image AP",
     "pixel.auroc": "pixel AUROC",
@@ -54,7 +54,7 @@ class Row:
     seeds: int | None
     """Runs that the means are taken over; None where a publication does not say."""
     cells: dict[str, Cell]
-    """By the keys of `FIGURES`; those that exist."""
+    """By the keys of `METRICS_SHOWN`; those that exist."""
     kind: str = "category"
     """`category`, `mean` or `published`."""
 
@@ -69,9 +69,9 @@ class Table:
     notes: tuple[str, ...]
 
     @property
-    def figures(self) -> dict[str, str]:
+    def metrics(self) -> dict[str, str]:
         """The figures that any row has: key and name."""
-        return {key: name for key, name in FIGURES.items() if any(key in row.cells for row in self.rows)}
+        return {key: name for key, name in METRICS_SHOWN.items() if any(key in row.cells for row in self.rows)}
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -83,7 +83,7 @@ class Table:
                     "settings": dict(zip(self.settings, row.settings, strict=False)),
                     "category": row.category,
                     "seeds": row.seeds,
-                    "figures": {key: {"mean": cell.mean, "std": cell.std} for key, cell in row.cells.items()},
+                    "metrics": {key: {"mean": cell.mean, "std": cell.std} for key, cell in row.cells.items()},
                 }
                 for row in self.rows
             ],
@@ -101,10 +101,10 @@ class Measured:
     """Values of the table's settings."""
     category: str
     seed: int
-    figures: dict[str, float]
-    """By the keys of `FIGURES`; those that exist."""
+    metrics: dict[str, float]
+    """By the keys of `METRICS_SHOWN`; those that exist."""
     fingerprint: str | None
-    """Of the test pictures; None where it is not known."""
+    """Of the test images; None where it is not known."""
 
 
 def make_table(folders: Sequence[Path | str]) -> Table:
@@ -115,7 +115,7 @@ def make_table(folders: Sequence[Path | str]) -> Table:
 
     Raises:
         BundleError: a run that is incomplete or was not evaluated; two runs of the same settings, product and seed; two
-            runs of one product that were evaluated on different test pictures.
+            runs of one product that were evaluated on different test images.
     """
     bundles = [read_bundle(folder) for folder in folders]
     names = run_names([bundle.path for bundle in bundles])
@@ -133,7 +133,7 @@ def tabulate(settings: Sequence[str], runs: Sequence[Measured]) -> Table:
         runs: at least one.
 
     Raises:
-        BundleError: two of one choice, product and seed; or two of one product measured on different test pictures.
+        BundleError: two of one choice, product and seed; or two of one product measured on different test images.
     """
     _refuse_mixtures(runs)
     categories = sorted({run.category for run in runs})
@@ -167,24 +167,24 @@ def _read(bundle: Bundle, name: str, choice: tuple[str, ...]) -> Measured:
     metrics = read_metrics(bundle)
     data = metrics.get("data", {})
     category = data.get("category") or bundle.provenance["data"]["category"] or bundle.data_root.name
-    return Measured(name, choice, category, bundle.config.seed, figures_of(metrics), data.get("fingerprint"))
+    return Measured(name, choice, category, bundle.config.seed, metrics_of(metrics), data.get("fingerprint"))
 
 
-def figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of `FIGURES` that a document of `metrics.json` has; undefined ones are left out."""
-    figures = {}
-    for key in FIGURES:
+def metrics_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of `METRICS_SHOWN` that a document of `metrics.json` has; undefined ones are left out."""
+    found = {}
+    for key in METRICS_SHOWN:
         group, _, figure = key.partition(".")
         value = metrics[group][figure]
         value = value["value"] if isinstance(value, dict) else value
         if value is not None:
-            figures[key] = float(value)
-    return figures
+            found[key] = float(value)
+    return found
 
 
 def _refuse_mixtures(runs: Sequence[Measured]) -> None:
     seen: dict[Any, Measured] = {}
-    pictures: dict[str, Measured] = {}
+    images: dict[str, Measured] = {}
     for run in runs:
         twin = seen.setdefault((run.choice, run.category, run.seed), run)
         if twin is not run:
@@ -193,17 +193,17 @@ def _refuse_mixtures(runs: Sequence[Measured]) -> None:
                 "make the spread over seeds look smaller; name one of them"
             )
         if run.fingerprint is not None:
-            other = pictures.setdefault(run.category, run)
+            other = images.setdefault(run.category, run)
             if other.fingerprint != run.fingerprint:
                 raise BundleError(
                     f"{other.name} and {run.name} are both of {run.category!r} but were evaluated on different test "
-                    "pictures: evaluate both on one data set with  cdo-ad evaluate RUN DATA"
+                    "images: evaluate both on one data set with  cdo-ad evaluate RUN DATA"
                 )
 
 
 def _row(choice: tuple[str, ...], category: str, runs: Sequence[Measured]) -> Row:
-    keys = [key for key in FIGURES if all(key in run.figures for run in runs)]
-    return Row(choice, category, len(runs), {key: _cell(run.figures[key] for run in runs) for key in keys})
+    keys = [key for key in METRICS_SHOWN if all(key in run.metrics for run in runs)]
+    return Row(choice, category, len(runs), {key: _cell(run.metrics[key] for run in runs) for key in keys})
 
 
 def _mean_row(choice: tuple[str, ...], by_category: dict[str, list[Measured]]) -> Row:
@@ -215,14 +215,14 @@ def _mean_row(choice: tuple[str, ...], by_category: dict[str, list[Measured]]) -
     seeds = {run.seed for runs in there for run in runs}
     complete = all({run.seed for run in runs} == seeds for runs in there)
     cells = {}
-    for key in FIGURES:
-        if not all(key in run.figures for runs in there for run in runs):
+    for key in METRICS_SHOWN:
+        if not all(key in run.metrics for runs in there for run in runs):
             continue
         if complete:
-            of = [[run.figures[key] for runs in there for run in runs if run.seed == seed] for seed in seeds]
+            of = [[run.metrics[key] for runs in there for run in runs if run.seed == seed] for seed in seeds]
             cells[key] = _cell(map(statistics.fmean, of))
         else:
-            of = [[run.figures[key] for run in runs] for runs in there]
+            of = [[run.metrics[key] for run in runs] for runs in there]
             cells[key] = Cell(statistics.fmean(map(statistics.fmean, of)), None)
     return Row(choice, f"mean of {len(there)}", len(seeds), cells, "mean")
 
@@ -242,7 +242,7 @@ def _published(categories: Sequence[str], columns: int) -> tuple[list[Row], list
         rows = [
             Row(
                 (item["name"], *[""] * (columns - 1)), f"mean of {total}", item["runs"],
-                {key: Cell(*pair) for key, pair in item["figures"].items()}, "published",
+                {key: Cell(*pair) for key, pair in item["metrics"].items()}, "published",
             )
             for item in data_set["rows"]
         ]  # fmt: skip

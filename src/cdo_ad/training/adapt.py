@@ -1,6 +1,6 @@
-"""Feedback of an operator into a run: false alarms become good pictures, misses become defects to learn.
+"""Feedback of an operator into a run: false alarms become good images, misses become defects to learn.
 
-The run's own pictures stay in the training, so that nothing is forgotten; the networks go on from the run's weights for
+The run's own images stay in the training, so that nothing is forgotten; the networks go on from the run's weights for
 a short while or not at all, the density is fitted anew, missed defects are learned to be recognised
 (`cdo_ad.method.defect_head`), the thresholds are calibrated anew.
 """
@@ -18,8 +18,8 @@ from cdo_ad.bundle import Bundle, check_writable, read_bundle
 from cdo_ad.config import Config, training_difference
 from cdo_ad.data.decode import list_images
 from cdo_ad.data.split import fingerprint
-from cdo_ad.inference.detector import Detector, calibration_scores, load
 from cdo_ad.errors import BundleError, ConfigError, DataError, needs_extra
+from cdo_ad.inference.detector import Detector, calibration_scores, load
 from cdo_ad.types import Sample
 
 with needs_extra("train", "adapting a run"):
@@ -32,18 +32,18 @@ EPOCHS = 2
 RATE_SHARE = 0.25
 """Of the recipe's learning rate."""
 CALIBRATION_EVERY = 4
-"""Of the new good pictures every fourth joins the calibration, the others the training."""
+"""Of the new good images every fourth joins the calibration, the others the training."""
 LEAST_SHARE = 0.1
-"""New good pictures are repeated until they make up this share of the training."""
+"""New good images are repeated until they make up this share of the training."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One group of pictures before and after."""
+    """One group of images before and after."""
 
     group: str
-    """`new good`, `new bad`, or `held-out good`: the run's own calibration pictures, which show what is forgotten."""
-    pictures: int
+    """`new good`, `new bad`, or `held-out good`: the run's own calibration images, which show what is forgotten."""
+    images: int
     alarms_before: int
     alarms_after: int
     score_before: float
@@ -67,20 +67,20 @@ def adapt(
     """Make a new run from an old one and an operator's corrections.
 
     Args:
-        run: the run folder; its training pictures must still be where they were.
+        run: the run folder; its training images must still be where they were.
         out: the new run folder; may be `run` itself, which is then replaced when all is done.
-        good: folder of good pictures that were called anomalous.
+        good: folder of good images that were called anomalous.
         bad: folder of defects that were missed, with masks, see `cdo_ad.data.defects.read_defects`.
-        epochs: passes over all pictures; 0 leaves the apprentice as it is, which takes a minute or two.
+        epochs: passes over all images; 0 leaves the apprentice as it is, which takes a minute or two.
         device: see `cdo_ad.training.job.train`.
 
     Returns:
-        The new bundle, and what changed on the corrections and on the old calibration pictures.
+        The new bundle, and what changed on the corrections and on the old calibration images.
 
     Raises:
-        ConfigError: neither good nor bad pictures; fewer than no epochs.
-        DataError: a folder without pictures, or a defect without a mask.
-        BundleError: no run, or its pictures are gone.
+        ConfigError: neither good nor bad images; fewer than no epochs.
+        DataError: a folder without images, or a defect without a mask.
+        BundleError: no run, or its images are gone.
         CalibrationError, TrainingError: as in `cdo_ad.training.job.train`.
     """
     if good is None and bad is None:
@@ -89,9 +89,9 @@ def adapt(
         raise ConfigError(f"epochs must be >= 0, got {epochs}")
     bundle, out = read_bundle(run), Path(out)
     check_writable(out)
-    new_good = _pictures(good) if good is not None else []
+    new_good = _images(good) if good is not None else []
     new_bad = read_defects(bad) if bad is not None else []
-    old_fit, held_out = _own_pictures(bundle)
+    old_fit, held_out = _own_images(bundle)
     new_held_out = new_good[CALIBRATION_EVERY - 1 :: CALIBRATION_EVERY]
     new_fit = [path for path in new_good if path not in set(new_held_out)]
     groups = {
@@ -118,10 +118,10 @@ def adapt(
 
 
 def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "auto") -> Bundle:
-    """Make a run whose apprentice is that of another: views and thresholds alone are made anew, in a minute or two.
+    """Make a run whose apprentice is that of another: branches and thresholds alone are made anew, in a minute or two.
 
     Args:
-        run: the run folder; its pictures must still be where they were.
+        run: the run folder; its images must still be where they were.
         out: the new run folder.
         config: settings that differ from those of `run` in `cdo_ad.config.AFTER_TRAINING` at most.
         device: see `cdo_ad.training.job.train`.
@@ -138,7 +138,7 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     before, now = bundle.config.to_json(), config.to_json()
     if key := training_difference(before, now):
         raise ConfigError(f"{key} was {before[key]!r} and is {now[key]!r}: that needs a training of its own")
-    fit, held_out = _own_pictures(bundle)
+    fit, held_out = _own_images(bundle)
     data = bundle.provenance["data"]
     job = Job(
         out, config, fit, held_out, _own_defects(bundle), data["fingerprint"], start=bundle.model_file, trained=True,
@@ -147,23 +147,23 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     return run_job(job, {"data": data})
 
 
-def _pictures(folder: Path | str) -> list[Path]:
+def _images(folder: Path | str) -> list[Path]:
     found = list_images(Path(folder), recursive=True)
     if not found:
-        raise DataError(f"{folder}: holds no pictures")
+        raise DataError(f"{folder}: holds no images")
     return [path.resolve() for path in found]
 
 
-def _own_pictures(bundle: Bundle) -> tuple[list[Path], list[Path]]:
-    """The run's fit and calibration pictures, which must still be there: without them it would forget."""
+def _own_images(bundle: Bundle) -> tuple[list[Path], list[Path]]:
+    """The run's fit and calibration images, which must still be there: without them it would forget."""
     fit = [bundle.data_root / name for name in bundle.provenance["data"]["fit"]]
     held_out = bundle.calibration_paths
     gone = [path for path in [*fit, *held_out] if not path.is_file()]
     if gone or not fit:
         where = gone[0] if gone else bundle.data_root
         raise BundleError(
-            f"{where} is gone, and a run is adapted together with the pictures that it was made from: put them back "
-            "there, or train anew with the corrected pictures among the good ones"
+            f"{where} is gone, and a run is adapted together with the images that it was made from: put them back "
+            "there, or train anew with the corrected images among the good ones"
         )
     return fit, held_out
 
@@ -200,7 +200,7 @@ def _change(group: str, before: Sequence[float], after: Sequence[float]) -> Chan
 def _describe(
     bundle: Bundle, fit: Sequence[Path], held_out: Sequence[Path], bad: Sequence[Sample], new_fingerprint: str
 ) -> dict[str, Any]:
-    """The old description with the new pictures added, by their full paths."""
+    """The old description with the new images added, by their full paths."""
     old = bundle.provenance["data"]
     return {
         **old,

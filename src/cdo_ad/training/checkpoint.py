@@ -37,7 +37,7 @@ class Work:
 
         Raises:
             BundleError: nothing to resume.
-            ConfigError: other settings or pictures than those of the interrupted training.
+            ConfigError: other settings or images than those of the interrupted training.
         """
         self.folder = out.resolve().parent / f".{out.resolve().name}.training"
         self.checkpoint = self.folder / "checkpoint.pt"
@@ -56,7 +56,7 @@ class Work:
             raise BundleError(f"nothing to resume for {out}: no interrupted training is there; leave --resume out")
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if state["identity"]["fingerprint"] != self.identity["fingerprint"]:
-            raise ConfigError("--resume: the good pictures are not those of the interrupted training: start anew")
+            raise ConfigError("--resume: the good images are not those of the interrupted training: start anew")
         before, now = state["identity"]["settings"], self.identity["settings"]
         for key in now:
             if before.get(key) != now[key]:

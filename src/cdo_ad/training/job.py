@@ -1,7 +1,7 @@
-"""From good pictures to a bundle: split, train the apprentice, calibrate, write the run folder.
+"""From good images to a bundle: split, train the apprentice, calibrate, write the run folder.
 
 - The loop is bare; Lightning Fabric brings devices, precision and several processes.
-- Everything random follows from (seed, epoch, picture), so a resumed run equals an uninterrupted one.
+- Everything random follows from (seed, epoch, image), so a resumed run equals an uninterrupted one.
 - Work in progress lives beside the run folder (`.NAME.training`): an older bundle stays whole until then.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 from cdo_ad import bundle as bundles
 from cdo_ad.calibration import Calibration, check_count
 from cdo_ad.config import Config
-from cdo_ad.data import GoodSplit, read_dataset, read_products, split_by_part, split_good
+from cdo_ad.data import GoodSplit, read_categories, read_dataset, split_by_part, split_good
 from cdo_ad.data.decode import read_image
 from cdo_ad.data.split import fingerprint
-from cdo_ad.inference.detector import calibration_scores
 from cdo_ad.errors import ConfigError, needs_extra
+from cdo_ad.inference.detector import calibration_scores
 from cdo_ad.progress import progress_bar
 from cdo_ad.provenance import revision, versions
 from cdo_ad.types import Sample
@@ -30,24 +30,24 @@ with needs_extra("train", "training"):
     from lightning_fabric import Fabric
     from safetensors.torch import save_model
 
-    from cdo_ad.data.store import ImageStore
     from cdo_ad.data.defects import load_defects, read_defects
     from cdo_ad.data.few import CopyStore, altered
+    from cdo_ad.data.store import ImageStore
+    from cdo_ad.inference.engines.torch import TorchRuntime, load_networks
+    from cdo_ad.method.categories import UnifiedNetwork, build
     from cdo_ad.method.fit import scores_without
     from cdo_ad.method.network import CdoNetwork
     from cdo_ad.method.white_noise import image_seed
-    from cdo_ad.method.categories import UnifiedNetwork, build
-    from cdo_ad.inference.engines.torch import TorchRuntime, load_networks
-    from cdo_ad.training.loop import fit
-    from cdo_ad.training.postfit import calibrate_products, fit_all_views
     from cdo_ad.training.checkpoint import Work
+    from cdo_ad.training.loop import fit
+    from cdo_ad.training.postfit import calibrate_categories, fit_all_branches
 
 __all__ = ["MEMORY_BUDGET", "Job", "named_defects", "run_job", "train", "write_run"]
 
 MEMORY_BUDGET = 4 * 2**30
-"""Bytes of decoded pictures that are kept in memory; a larger training set is read again each epoch."""
+"""Bytes of decoded images that are kept in memory; a larger training set is read again each epoch."""
 COPIES = 64
-"""With few pictures: see `cdo_ad.data.few`."""
+"""With few images: see `cdo_ad.data.few`."""
 
 
 def train(
@@ -65,7 +65,7 @@ def train(
     workers: int = 2,
     memory_budget: int = MEMORY_BUDGET,
 ) -> bundles.Bundle:
-    """Train on the good pictures of a data set, calibrate on held-out ones, and write the run folder.
+    """Train on the good images of a data set, calibrate on held-out ones, and write the run folder.
 
     Args:
         data: the data set's folder, see `cdo_ad.data.read_dataset`.
@@ -74,22 +74,22 @@ def train(
         layout: see `read_dataset`.
         category: see `read_dataset`.
         unified: one model for all products of `data`: the same networks, each product's own density (with `few`, one
-            density for all). Each product holds out its own share of good pictures and has its own threshold, which
+            density for all). Each product holds out its own share of good images and has its own threshold, which
             its scores are in units of, so that the run's threshold is 1 or little more.
         device: `auto`, `cpu`, `cuda` or `mps` (Fabric's accelerator names).
         devices: number of devices; each trains on its share of every batch.
         defects: folder with a few labelled defects to learn from as well, see `cdo_ad.data.defects.read_defects`.
         resume: go on after the last whole epoch of an interrupted training of the same data and settings.
-        workers: processes that read pictures which do not fit in memory, and threads that decode those which do.
+        workers: processes that read images which do not fit in memory, and threads that decode those which do.
         memory_budget: bytes, see `MEMORY_BUDGET`.
 
     Returns:
         The bundle that was written.
 
     Raises:
-        DataError, ImageError: a data set or a training picture that cannot be used.
+        DataError, ImageError: a data set or a training image that cannot be used.
         ConfigError: settings that differ from those of the training to be resumed; a category of a unified model.
-        CalibrationError: too few good pictures for the false-alarm rate; raised before any training.
+        CalibrationError: too few good images for the false-alarm rate; raised before any training.
         TrainingError: a loss that is not a number.
         BundleError: `out` holds something else than a run, or there is nothing to resume.
     """
@@ -97,7 +97,7 @@ def train(
     bundles.check_writable(out)
     if unified and category is not None:
         raise ConfigError(f"a unified model takes all products of {data}: leave the category {category!r} out")
-    products = read_products(data, layout) if unified else [read_dataset(data, layout, category)]
+    products = read_categories(data, layout) if unified else [read_dataset(data, layout, category)]
     products = [[s for s in samples if s.split != "test"] for samples in products]
     samples = [s for product in products for s in product]
     splits = [_few(product) if config.few else _split(product, config) for product in products]
@@ -124,14 +124,14 @@ class Job:
     start: Path | None = None
     """Weights of a bundle whose networks to go on from, instead of a random apprentice."""
     trained: bool = False
-    """The networks of `start` are taken as they are: only views and thresholds are made anew."""
+    """The networks of `start` are taken as they are: only branches and thresholds are made anew."""
     device: str = "auto"
     devices: int = 1
     resume: bool = False
     workers: int = 2
     memory_budget: int = MEMORY_BUDGET
     products: Sequence[int] = ()
-    """How many of the fit pictures, in their order, show each product; none, and they are told apart by the networks
+    """How many of the fit images, in their order, show each product; none, and they are told apart by the networks
     of `start`, or are of one product."""
 
 
@@ -162,7 +162,7 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
         return bundles.read_bundle(out)
     network.eval()
     if config.density:
-        fit_all_views(network, store, job.products, defects, config, fabric.device)
+        fit_all_branches(network, store, job.products, defects, config, fabric.device)
     calibration = _calibrate(network, fabric.device, job, store)
     provenance |= {
         "seed": config.seed,
@@ -181,18 +181,18 @@ def run_job(job: Job, provenance: dict[str, Any]) -> bundles.Bundle:
 
 
 def _few(samples: Sequence[Sample]) -> GoodSplit:
-    """All pictures are for training where there are too few to hold any out."""
+    """All images are for training where there are too few to hold any out."""
     fit = [s for s in samples if s.split == "train"]
     return GoodSplit(fit, [], "none held out: calibrated on altered copies", grouped=False)
 
 
 def _calibrate(network: CdoNetwork, device: torch.device, job: Job, store: ImageStore | CopyStore) -> Calibration:
     if isinstance(network, UnifiedNetwork):
-        return calibrate_products(network, job.held_out, job.config, device)
+        return calibrate_categories(network, job.held_out, job.config, device)
     runtime, rate = TorchRuntime(network, device), job.config.false_alarm_rate
     if not isinstance(store, CopyStore):
         return Calibration.fit(*calibration_scores(runtime, job.held_out), rate)
-    if store.pictures > 1 and network.density is not None:
+    if store.originals > 1 and network.density is not None:
         scored = scores_without(network, [group.to(device) for group in store.groups()])
     else:
         scored = []
@@ -200,7 +200,7 @@ def _calibrate(network: CdoNetwork, device: torch.device, job: Job, store: Image
             copy = altered(read_image(job.fit[k % len(job.fit)]), image_seed(job.config.seed, 2**32, k))
             maps, scores = runtime.infer(copy[None])
             scored.append((float(scores[0]), float(maps.max())))
-    return Calibration.fit([s for s, _ in scored], [m for _, m in scored], rate, promised=False)
+    return Calibration.fit([s for s, _ in scored], [m for _, m in scored], rate, guaranteed=False)
 
 
 def _split(samples: Sequence[Sample], config: Config) -> GoodSplit:
@@ -245,7 +245,7 @@ def _describe(
     data_fingerprint: str,
 ) -> dict[str, Any]:
     def named(chosen: Sequence[Sample]) -> list[str]:
-        # by the way that leads there: pictures may be links to another place
+        # by the way that leads there: images may be links to another place
         return [Path(os.path.relpath(s.path.absolute(), data.absolute())).as_posix() for s in chosen]
 
     return {
@@ -260,13 +260,13 @@ def _describe(
 
 
 def named_defects(defects: Sequence[Sample]) -> list[list[str]]:
-    """The full paths of picture and mask of each labelled defect, for the provenance."""
+    """The full paths of image and mask of each labelled defect, for the provenance."""
     return [[str(s.path.resolve()), str(s.mask_path and s.mask_path.resolve())] for s in defects]
 
 
 def _load(fit: Sequence[Path], config: Config, memory_budget: int, workers: int) -> ImageStore | CopyStore:
     with progress_bar() as bar:
-        task = bar.add_task("reading pictures", total=len(fit), note="")
+        task = bar.add_task("reading images", total=len(fit), note="")
         if config.few:
             return CopyStore(
                 fit,

@@ -1,4 +1,4 @@
-"""The training loop: epochs, steps, the loss of a step. Everything random follows from (seed, epoch, picture)."""
+"""The training loop: epochs, steps, the loss of a step. Everything random follows from (seed, epoch, image)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ with needs_extra("train", "training"):
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, Dataset
 
-    from cdo_ad.data.store import ImageStore
     from cdo_ad.data.defects import Defects
     from cdo_ad.data.few import CopyStore
-    from cdo_ad.method.anomalies import mixed
+    from cdo_ad.data.store import ImageStore
+    from cdo_ad.method.anomalies import add_anomalies
     from cdo_ad.method.discrepancy import discrepancies
     from cdo_ad.method.loss import collaborative_loss
     from cdo_ad.method.network import CdoNetwork
@@ -31,7 +31,7 @@ __all__ = ["fit"]
 
 
 class _Indexed(Dataset[tuple[int, Tensor]]):
-    """A store whose items come with their index, from which a picture's seed follows."""
+    """A store whose items come with their index, from which an image's seed follows."""
 
     def __init__(self, store: ImageStore | CopyStore) -> None:
         self.store = store
@@ -44,7 +44,7 @@ class _Indexed(Dataset[tuple[int, Tensor]]):
 
 
 def _batches(count: int, batch_size: int, seed: int, epoch: int, rank: int, world: int) -> list[list[int]]:
-    """The rank's share of each batch of one epoch; a last single picture is left out where there are others."""
+    """The rank's share of each batch of one epoch; a last single image is left out where there are others."""
     generator = torch.Generator().manual_seed(image_seed(seed, epoch, 2**32))
     order: list[int] = torch.randperm(count, generator=generator).tolist()
     batches = [order[i : i + batch_size] for i in range(0, count, batch_size)]
@@ -67,11 +67,11 @@ def fit(
     Args:
         fabric: launched; moves the network to its device.
         network: whose apprentice is trained.
-        store: the fit pictures.
+        store: the fit images.
         defects: labelled defects that join each step, or None.
         config: the settings.
         work: takes checkpoint and logs after each epoch.
-        workers: processes that read pictures which are not kept in memory.
+        workers: processes that read images which are not kept in memory.
 
     Raises:
         TrainingError: a loss that is not a number.
@@ -126,7 +126,7 @@ def _epoch(
     epoch: int,
     workers: int,
 ) -> Iterator[tuple[float, int]]:
-    """Train one epoch; yields each step's loss and the number of pictures so far."""
+    """Train one epoch; yields each step's loss and the number of images so far."""
     batches = _batches(len(store), config.batch_size, config.seed, epoch, fabric.global_rank, fabric.world_size)
     loader = DataLoader(
         _Indexed(store),
@@ -161,7 +161,7 @@ def _epoch(
 def _draw_defects(
     defects: Defects, good: int, config: Config, epoch: int, step: int, fabric: Fabric
 ) -> tuple[Tensor, Tensor]:
-    """Labelled defects to go with a step's good pictures, each as often as any other, mirrored at random."""
+    """Labelled defects to go with a step's good images, each as often as any other, mirrored at random."""
     count = max(1, round(good * config.defect_share / (1 - config.defect_share)))
     seed = image_seed(config.seed, epoch, 2**33 + step * fabric.world_size + fabric.global_rank)
     generator = torch.Generator().manual_seed(seed)
@@ -182,9 +182,9 @@ def _loss(
     config: Config,
     defects: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """The loss of one step; `defects` join the pictures, and their masks the synthetic pixels."""
+    """The loss of one step; `defects` join the images, and their masks the synthetic pixels."""
     if config.mom:
-        images, mask = mixed(images, config.kinds(), seeds, config.background)
+        images, mask = add_anomalies(images, config.kinds(), seeds, config.background)
     else:
         mask = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
     if defects is not None:

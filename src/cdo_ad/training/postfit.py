@@ -1,4 +1,4 @@
-"""After the apprentice's training: the views of a run's networks, of each product where there are several."""
+"""After the apprentice's training: the branches of a run's networks, of each product where there are several."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdo_ad.calibration import Calibration, conformal_threshold, pictures_needed
+from cdo_ad.calibration import Calibration, conformal_threshold, images_needed
 from cdo_ad.config import Config
-from cdo_ad.data.store import ImageStore, load_all
 from cdo_ad.data.defects import Defects
 from cdo_ad.data.few import CopyStore
+from cdo_ad.data.store import ImageStore, load_all
 from cdo_ad.inference.detector import calibration_scores
-from cdo_ad.method.density import whole_picture
-from cdo_ad.method.fit import fit_views
-from cdo_ad.method.network import CdoNetwork
-from cdo_ad.method.categories import UnifiedNetwork
-from cdo_ad.progress import progress_bar
 from cdo_ad.inference.engines.torch import TorchRuntime
+from cdo_ad.method.categories import UnifiedNetwork
+from cdo_ad.method.density import whole_image
+from cdo_ad.method.fit import fit_branches
+from cdo_ad.method.network import CdoNetwork
+from cdo_ad.progress import progress_bar
 
-__all__ = ["calibrate_products", "fit_all_views"]
+__all__ = ["calibrate_categories", "fit_all_branches"]
 
 Part = tuple[CdoNetwork, list[int], tuple[Tensor, Tensor] | None]
-"""One product's networks, its fit pictures' places in the store, and pictures and masks of its labelled defects."""
+"""One product's networks, its fit images' places in the store, and images and masks of its labelled defects."""
 
 
-def fit_all_views(
+def fit_all_branches(
     network: CdoNetwork,
     store: ImageStore | CopyStore,
     products: Sequence[int],
@@ -36,11 +36,11 @@ def fit_all_views(
     config: Config,
     device: torch.device,
 ) -> None:
-    """Fit the density of each product, see `cdo_ad.method.fit.fit_views`.
+    """Fit the density of each product, see `cdo_ad.method.fit.fit_branches`.
 
     Args:
         network: trained, with a density or several.
-        store: the fit pictures.
+        store: the fit images.
         products: how many of them, in their order, show each product; with none, `network` tells them apart as it was
             fitted to do.
         defects: labelled defects, of any product.
@@ -48,7 +48,7 @@ def fit_all_views(
         device: where the networks are.
 
     Raises:
-        ConfigError: from `fit_views`.
+        ConfigError: from `fit_branches`.
     """
     known = None if defects is None else (defects.images, defects.masks)
     parts: list[Part] = [(network, list(range(len(store))), known)]
@@ -62,7 +62,7 @@ def fit_all_views(
             def progress(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)  # noqa: B023  called within this round only
 
-            fit_views(
+            fit_branches(
                 member,
                 _unperturbed(store, places, config, device),
                 len(places),
@@ -70,7 +70,7 @@ def fit_all_views(
                 config.seed,
                 progress,
                 labelled,
-                config.recognised_share,
+                config.defect_head_weight,
             )
 
 
@@ -88,7 +88,7 @@ def _by_product(
     batches = torch.split(torch.arange(len(store)), batch_size)
     seen = [_last_level(network, torch.stack([store[int(i)] for i in batch]), device) for batch in batches]
     if products:
-        network.fit_products(torch.split(torch.cat([whole_picture(maps) for maps in seen]), list(products)))
+        network.fit_categories(torch.split(torch.cat([whole_image(maps) for maps in seen]), list(products)))
         shown = torch.repeat_interleave(torch.arange(len(products)), torch.tensor(products))
     else:
         shown = torch.cat([network.which(maps) for maps in seen]).cpu()
@@ -103,23 +103,23 @@ def _by_product(
 
 
 @torch.no_grad()
-def calibrate_products(
+def calibrate_categories(
     network: UnifiedNetwork, paths: Sequence[Path], config: Config, device: torch.device
 ) -> Calibration:
     """Give each product's scores the unit of its own threshold, and calibrate in these units.
 
     Each product then keeps the promised rate of false alarms by itself, up to rounding. A product with too few held-out
-    pictures for the rate takes the threshold of all.
+    images for the rate takes the threshold of all.
 
     Args:
-        network: its views are fitted.
-        paths: the held-out good pictures.
+        network: its branches are fitted.
+        paths: the held-out good images.
         config: the settings, for the rate.
         device: where the networks are.
 
     Raises:
-        CalibrationError: too few pictures in all.
-        ImageError: a picture that cannot be read.
+        CalibrationError: too few images in all.
+        ImageError: an image that cannot be read.
     """
     rate = config.false_alarm_rate
     network.units.fill_(1)
@@ -128,7 +128,7 @@ def calibrate_products(
     shown = torch.cat([network.which(_last_level(network, batch, device)) for batch in batches]).cpu().numpy()
     for k in range(len(network.products)):
         own = scores[shown == k]
-        network.units[k] = conformal_threshold(own if len(own) >= pictures_needed(rate) else scores, rate)
+        network.units[k] = conformal_threshold(own if len(own) >= images_needed(rate) else scores, rate)
     units = network.units.cpu().numpy()[shown]
     return Calibration.fit(scores / units, maxima / units, rate).at_least(network.least_threshold)
 
@@ -142,7 +142,7 @@ def _last_level(network: UnifiedNetwork, images: Tensor, device: torch.device) -
 def _unperturbed(
     store: ImageStore | CopyStore, places: Sequence[int], config: Config, device: torch.device
 ) -> Iterator[Tensor]:
-    """Every picture at `places` once, in random order."""
+    """Every image at `places` once, in random order."""
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(config.seed)).tolist()
     for start in range(0, len(order), config.batch_size):
         yield torch.stack([store[places[i]] for i in order[start : start + config.batch_size]]).to(device)

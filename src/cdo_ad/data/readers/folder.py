@@ -1,13 +1,13 @@
-"""Reader of plain folders, for users who have pictures and no data-set layout. One product, or a folder of products.
+"""Reader of plain folders, for users who have images and no data-set layout. One product, or a folder of products.
 
-    *.jpg                                  pictures alone: all are good, all are for training
+    *.jpg                                  images alone: all are good, all are for training
     good/*.jpg                             the same
     good/*.jpg  <type>/*.jpg               good: all for training; every other folder: a defect type, for test
-    train/good/  test/good/  test/<type>/  as MVTec AD; train/ may also hold its pictures directly, or be good/
+    train/good/  test/good/  test/<type>/  as MVTec AD; train/ may also hold its images directly, or be good/
     masks/<type>/ or ground_truth/<type>/  masks of any of these, optional, named as in MVTec AD
 
-So with `good/` beside defect folders no good picture is left for test except those held out for calibration: to
-measure false alarms on pictures of their own, use test/good/.
+So with `good/` beside defect folders no good image is left for test except those held out for calibration: to
+measure false alarms on images of their own, use test/good/.
 """
 
 from __future__ import annotations
@@ -15,42 +15,50 @@ from __future__ import annotations
 from pathlib import Path
 
 from cdo_ad.data.readers.mvtec import read_test, refuse_defects
-from cdo_ad.data.readers.pairing import child, find_category, mask_folders, pictures_of, product_folders, samples_of, subfolders
+from cdo_ad.data.readers.pairing import (
+    category_folders,
+    child,
+    find_category,
+    images_of,
+    mask_folders,
+    samples_of,
+    subfolders,
+)
 from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample
 
-__all__ = ["categories", "is_product", "read"]
+__all__ = ["categories", "is_category", "read"]
 
 MASK_ROOTS = ("ground_truth", "masks")
 WANTED = (
-    "pictures (.bmp .jpg .png .tif .webp), or good/ with pictures, or train/good/ and test/<type>/, "
+    "images (.bmp .jpg .png .tif .webp), or good/ with images, or train/good/ and test/<type>/, "
     "or folders of products with these inside"
 )
 
 
-def is_product(folder: Path) -> bool:
-    """Tell whether the folder holds good/, train/ or test/, or pictures."""
-    return _is_structured(folder) or bool(pictures_of(folder))
+def is_category(folder: Path) -> bool:
+    """Tell whether the folder holds good/, train/ or test/, or images."""
+    return _is_structured(folder) or bool(images_of(folder))
 
 
 def categories(root: Path) -> list[str]:
     """List the products' names; none if `root` is one product's folder."""
-    return [folder.name for folder in product_folders(root, _is_structured)]
+    return [folder.name for folder in category_folders(root, _is_structured)]
 
 
 def read(root: Path, category: str | None = None) -> list[Sample]:
-    """Read the data set: training pictures, then test by type; each sorted by name.
+    """Read the data set: training images, then test by type; each sorted by name.
 
     Raises:
-        DataError: if there are no pictures, if a training folder holds defects, if it is not clear which pictures are
-            good, or if a mask or a picture has no partner.
+        DataError: if there are no images, if a training folder holds defects, if it is not clear which images are
+            good, or if a mask or an image has no partner.
     """
     folder, name = _product(root, category)
-    good, loose = _training_folder(folder), pictures_of(folder)
+    good, loose = _training_folder(folder), images_of(folder)
     if good is not None and loose:
-        raise DataError(f"{loose[0]}: a picture outside the folders has no label: move it to {good}")
-    if good is not None and not pictures_of(good):
-        raise DataError(f"{good}: holds no pictures: put good pictures there")
+        raise DataError(f"{loose[0]}: an image outside the folders has no label: move it to {good}")
+    if good is not None and not images_of(good):
+        raise DataError(f"{good}: holds no images: put good images there")
     test = child(folder, "test")
     masks = next((found for root_name in MASK_ROOTS if (found := child(folder, root_name)) is not None), None)
     if good is None and test is None:
@@ -59,12 +67,12 @@ def read(root: Path, category: str | None = None) -> list[Sample]:
         samples = samples_of(good, "train", category=name) if good is not None else []
         samples += read_test(test, masks, name) if test is not None else _siblings(folder, masks, name)
     if not samples:
-        raise DataError(f"{folder}: found no pictures here; looked for {WANTED}")
+        raise DataError(f"{folder}: found no images here; looked for {WANTED}")
     return samples
 
 
 def _is_structured(folder: Path) -> bool:
-    """Tell whether the folder has a product's folders; pictures alone do not make it one of several products."""
+    """Tell whether the folder has a product's folders; images alone do not make it one of several products."""
     return any(child(folder, name) is not None for name in (GOOD, "train", "test"))
 
 
@@ -72,13 +80,13 @@ def _product(root: Path, category: str | None) -> tuple[Path, str]:
     """Find the product's folder and name; a folder that is none is given back as it is, for `read` to judge."""
     if category is None and not categories(root):
         return root, ""
-    if is_product(root) and category == root.resolve().name:
+    if is_category(root) and category == root.resolve().name:
         return root, ""
     return find_category(root, category, _is_structured, WANTED)
 
 
 def _training_folder(folder: Path) -> Path | None:
-    """Find the folder whose pictures are the good ones to train on: train/good, train or good."""
+    """Find the folder whose images are the good ones to train on: train/good, train or good."""
     train = child(folder, "train")
     if train is None:
         return child(folder, GOOD)
@@ -87,24 +95,24 @@ def _training_folder(folder: Path) -> Path | None:
 
 
 def _siblings(folder: Path, masks: Path | None, category: str) -> list[Sample]:
-    """Read the defect folders beside good/ or train/; folders without pictures are passed over."""
+    """Read the defect folders beside good/ or train/; folders without images are passed over."""
     taken = {GOOD, "train", *MASK_ROOTS}
-    types = {sub.name: sub for sub in subfolders(folder) if sub.name.casefold() not in taken and pictures_of(sub)}
+    types = {sub.name: sub for sub in subfolders(folder) if sub.name.casefold() not in taken and images_of(sub)}
     found = mask_folders(masks, list(types))
     return [
         sample for name, sub in types.items() for sample in samples_of(sub, "test", name, found.get(name), category)
     ]
 
 
-def _loose(folder: Path, pictures: list[Path], category: str) -> list[Sample]:
-    """Read pictures alone: all good, all for training."""
-    unclear = [sub.name for sub in subfolders(folder) if pictures_of(sub)]
+def _loose(folder: Path, images: list[Path], category: str) -> list[Sample]:
+    """Read images alone: all good, all for training."""
+    unclear = [sub.name for sub in subfolders(folder) if images_of(sub)]
     if unclear:
         raise DataError(
-            f"{folder}: it is not clear which pictures are good, those here or those in {', '.join(unclear)}: "
+            f"{folder}: it is not clear which images are good, those here or those in {', '.join(unclear)}: "
             f"put the good ones in {folder / GOOD}"
-            if pictures
-            else f"{folder}: holds folders of pictures ({', '.join(unclear)}) but none named good: name the good ones' "
+            if images
+            else f"{folder}: holds folders of images ({', '.join(unclear)}) but none named good: name the good ones' "
             "folder good, or give that folder itself"
         )
-    return [Sample(path, "train", category=category) for path in pictures]
+    return [Sample(path, "train", category=category) for path in images]

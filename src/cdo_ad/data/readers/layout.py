@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from cdo_ad.data.readers import folder, mvtec, mvtec3d, visa
-from cdo_ad.data.readers.pairing import child, pictures_of, subfolders
+from cdo_ad.data.readers.pairing import child, images_of, subfolders
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.types import Sample
 
-__all__ = ["LAYOUTS", "detect_layout", "list_categories", "read_dataset", "read_products"]
+__all__ = ["LAYOUTS", "detect_layout", "list_categories", "read_categories", "read_dataset"]
 
 LAYOUTS = ("auto", "folder", "mvtec", "mvtec3d", "visa")
 """The names that `--layout` takes; each but `auto` is a reader module of this package."""
@@ -23,7 +23,7 @@ _READERS = {
 
 
 def read_dataset(root: Path | str, layout: str = "auto", category: str | None = None) -> list[Sample]:
-    """Read a data set's list of pictures; the pictures themselves are not opened.
+    """Read a data set's list of images; the images themselves are not opened.
 
     Args:
         root: the data set's folder: one product's, or that of several products.
@@ -32,19 +32,19 @@ def read_dataset(root: Path | str, layout: str = "auto", category: str | None = 
 
     Returns:
         The samples in a fixed order: training, calibration, test by type, each sorted by name. Labels are the data
-        set's own; good pictures have no mask.
+        set's own; good images have no mask.
 
     Raises:
         ConfigError: if the layout is unknown.
         DataError: if the folder is missing or empty, is not of that layout, a category must be chosen, or a mask or a
-            picture has no partner.
+            image has no partner.
     """
     root = Path(root)
     read, _ = _READERS[_resolve(root, layout)]
     return read(root, category)
 
 
-def read_products(root: Path | str, layout: str = "auto") -> list[list[Sample]]:
+def read_categories(root: Path | str, layout: str = "auto") -> list[list[Sample]]:
     """The samples of every product of a data set, as `read_dataset` gives them, in the order of `list_categories`.
 
     Raises:
@@ -72,7 +72,7 @@ def detect_layout(root: Path | str) -> str:
     """Recognise the layout of a folder by the folders inside it.
 
     The first that fits: `visa` (split_csv/1cls.csv or Data/Images), `mvtec3d` (train/good/rgb), `mvtec` (train/good,
-    and no folder `masks` beside it), `folder` (pictures, good/, train/ or test/); each in `root` or in the folders
+    and no folder `masks` beside it), `folder` (images, good/, train/ or test/); each in `root` or in the folders
     in it.
 
     Raises:
@@ -80,14 +80,14 @@ def detect_layout(root: Path | str) -> str:
     """
     root = Path(root)
     _must_be_folder(root)
-    if visa.is_product(root) or visa.is_root(root):
+    if visa.is_category(root) or visa.is_root(root):
         return "visa"
-    if mvtec3d.is_product(root) or mvtec3d.categories(root):
+    if mvtec3d.is_category(root) or mvtec3d.categories(root):
         return "mvtec3d"
-    products = [root] if mvtec.is_product(root) else [root / name for name in mvtec.categories(root)]
+    products = [root] if mvtec.is_category(root) else [root / name for name in mvtec.categories(root)]
     if products:
         return "folder" if any(child(product, "masks") is not None for product in products) else "mvtec"
-    if folder.is_product(root) or folder.categories(root) or any(pictures_of(sub) for sub in subfolders(root)):
+    if folder.is_category(root) or folder.categories(root) or any(images_of(sub) for sub in subfolders(root)):
         return "folder"
     raise DataError(f"{root}: found no data here; looked for {folder.WANTED}, and for the layouts of MVTec AD and VisA")
 
@@ -103,4 +103,4 @@ def _must_be_folder(root: Path) -> None:
     if not root.exists():
         raise DataError(f"{root}: there is no such folder: check the path")
     if not root.is_dir():
-        raise DataError(f"{root}: is a file, not a data set's folder: give the folder that holds the pictures")
+        raise DataError(f"{root}: is a file, not a data set's folder: give the folder that holds the images")

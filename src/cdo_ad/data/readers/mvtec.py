@@ -1,8 +1,8 @@
 """Reader of the MVTec AD layout, one product or a folder of products.
 
 <category>/train/good/000.png
-<category>/validation/good/000.png               optional: good pictures set aside for calibration
-<category>/test/good/000.png                     good pictures to test with
+<category>/validation/good/000.png               optional: good images set aside for calibration
+<category>/test/good/000.png                     good images to test with
 <category>/test/<type>/000.png                   one folder for each defect type
 <category>/ground_truth/<type>/000_mask.png      masks, also 000.png; a type without a folder has no masks
 """
@@ -12,23 +12,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from cdo_ad.data.readers.pairing import (
+    category_folders,
     child,
     find_category,
+    images_of,
     mask_folders,
-    pictures_of,
-    product_folders,
     samples_of,
     subfolders,
 )
 from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample
 
-__all__ = ["categories", "is_product", "read", "read_test", "refuse_defects"]
+__all__ = ["categories", "is_category", "read", "read_test", "refuse_defects"]
 
-WANTED = "train/good/ with pictures, test/<type>/ and ground_truth/<type>/, or folders of products with these inside"
+WANTED = "train/good/ with images, test/<type>/ and ground_truth/<type>/, or folders of products with these inside"
 
 
-def is_product(folder: Path) -> bool:
+def is_category(folder: Path) -> bool:
     """Tell whether the folder holds train/good."""
     train = child(folder, "train")
     return train is not None and child(train, GOOD) is not None
@@ -36,17 +36,17 @@ def is_product(folder: Path) -> bool:
 
 def categories(root: Path) -> list[str]:
     """List the products' names; none if `root` is one product's folder."""
-    return [folder.name for folder in product_folders(root, is_product)]
+    return [folder.name for folder in category_folders(root, is_category)]
 
 
 def read(root: Path, category: str | None = None) -> list[Sample]:
-    """Read the data set: training pictures, then calibration, then test by type; each sorted by name.
+    """Read the data set: training images, then calibration, then test by type; each sorted by name.
 
     Raises:
         DataError: if the folders are not there, the training folder is empty or holds defects, or a mask or a
-            picture has no partner.
+            image has no partner.
     """
-    folder, name = find_category(root, category, is_product, WANTED)
+    folder, name = find_category(root, category, is_category, WANTED)
     samples = []
     for split, sub in (("train", "train"), ("calibration", "validation")):
         parent = child(folder, sub)
@@ -56,7 +56,7 @@ def read(root: Path, category: str | None = None) -> list[Sample]:
         refuse_defects(parent)
         samples += samples_of(good, "train" if split == "train" else "calibration", category=name)
     if not any(sample.split == "train" for sample in samples):
-        raise DataError(f"{folder / 'train' / GOOD}: holds no pictures: put good pictures there")
+        raise DataError(f"{folder / 'train' / GOOD}: holds no images: put good images there")
     test = child(folder, "test")
     return samples + (read_test(test, child(folder, "ground_truth"), name) if test is not None else [])
 
@@ -69,10 +69,10 @@ def read_test(test: Path, masks: Path | None, category: str) -> list[Sample]:
         masks: the folder of the types' mask folders, or None.
         category: the product's name.
     """
-    types = {GOOD if sub.name.casefold() == GOOD else sub.name: sub for sub in subfolders(test) if pictures_of(sub)}
-    if loose := pictures_of(test):
+    types = {GOOD if sub.name.casefold() == GOOD else sub.name: sub for sub in subfolders(test) if images_of(sub)}
+    if loose := images_of(test):
         raise DataError(
-            f"{loose[0]}: a test picture outside a type's folder has no label: move it to {test / GOOD} or to a folder "
+            f"{loose[0]}: a test image outside a type's folder has no label: move it to {test / GOOD} or to a folder "
             "named for its defect"
         )
     found = mask_folders(masks, list(types))
@@ -82,7 +82,7 @@ def read_test(test: Path, masks: Path | None, category: str) -> list[Sample]:
 
 
 def refuse_defects(train: Path) -> None:
-    """Raise `DataError` if a folder of training pictures holds a folder of pictures that is not `good`."""
+    """Raise `DataError` if a folder of training images holds a folder of images that is not `good`."""
     for sub in subfolders(train):
-        if sub.name.casefold() != GOOD and pictures_of(sub):
-            raise DataError(f"{sub}: only good pictures are trained on: move it to {train.parent / 'test' / sub.name}")
+        if sub.name.casefold() != GOOD and images_of(sub):
+            raise DataError(f"{sub}: only good images are trained on: move it to {train.parent / 'test' / sub.name}")

@@ -1,8 +1,8 @@
-"""Reader of the MVTec 3D-AD layout (its RGB pictures), one product or a folder of products.
+"""Reader of the MVTec 3D-AD layout (its RGB images), one product or a folder of products.
 
 <category>/train/good/rgb/000.png
-<category>/validation/good/rgb/000.png           good pictures for calibration
-<category>/test/<type>/rgb/000.png  gt/000.png   masks; those of good pictures are all zero and not used
+<category>/validation/good/rgb/000.png           good images for calibration
+<category>/test/<type>/rgb/000.png  gt/000.png   masks; those of good images are all zero and not used
 
 The point clouds in `xyz/` are not read.
 """
@@ -12,32 +12,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from cdo_ad.data.readers.mvtec import refuse_defects
-from cdo_ad.data.readers.pairing import child, find_category, product_folders, samples_of, subfolders
+from cdo_ad.data.readers.pairing import category_folders, child, find_category, samples_of, subfolders
 from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample, Split
 
-__all__ = ["categories", "is_product", "read"]
+__all__ = ["categories", "is_category", "read"]
 
-WANTED = "train/good/rgb/ with pictures and test/<type>/{rgb,gt}/, or folders of products with these inside"
+WANTED = "train/good/rgb/ with images and test/<type>/{rgb,gt}/, or folders of products with these inside"
 
 
-def is_product(folder: Path) -> bool:
+def is_category(folder: Path) -> bool:
     """Tell whether the folder holds train/good/rgb."""
     return _good_rgb(folder, "train") is not None
 
 
 def categories(root: Path) -> list[str]:
     """List the products' names; none if `root` is one product's folder."""
-    return [folder.name for folder in product_folders(root, is_product)]
+    return [folder.name for folder in category_folders(root, is_category)]
 
 
 def read(root: Path, category: str | None = None) -> list[Sample]:
-    """Read the data set: training pictures, then calibration, then test by type; each sorted by name.
+    """Read the data set: training images, then calibration, then test by type; each sorted by name.
 
     Raises:
-        DataError: if the folders are not there, the training folder is empty, or a mask or a picture has no partner.
+        DataError: if the folders are not there, the training folder is empty, or a mask or an image has no partner.
     """
-    folder, name = find_category(root, category, is_product, WANTED)
+    folder, name = find_category(root, category, is_category, WANTED)
     samples: list[Sample] = []
     splits: tuple[tuple[Split, str], ...] = (("train", "train"), ("calibration", "validation"))
     for split, sub in splits:
@@ -46,11 +46,11 @@ def read(root: Path, category: str | None = None) -> list[Sample]:
             _refuse_rgb_defects(rgb.parent.parent)
             samples += samples_of(rgb, split, category=name)
     if not any(sample.split == "train" for sample in samples):
-        raise DataError(f"{folder / 'train' / GOOD / 'rgb'}: holds no pictures: put good pictures there")
+        raise DataError(f"{folder / 'train' / GOOD / 'rgb'}: holds no images: put good images there")
     for kind in subfolders(folder / "test"):
         rgb = child(kind, "rgb")
         if rgb is None:
-            raise DataError(f"{kind}: looked for rgb/ in it: add its pictures or remove the folder")
+            raise DataError(f"{kind}: looked for rgb/ in it: add its images or remove the folder")
         defect_type = GOOD if kind.name.casefold() == GOOD else kind.name
         samples += samples_of(rgb, "test", defect_type, child(kind, "gt"), name)
     return samples
@@ -66,6 +66,4 @@ def _refuse_rgb_defects(split: Path) -> None:
     refuse_defects(split)
     for kind in subfolders(split):
         if kind.name.casefold() != GOOD and child(kind, "rgb") is not None:
-            raise DataError(
-                f"{kind}: only good pictures are trained on: move it to {split.parent / 'test' / kind.name}"
-            )
+            raise DataError(f"{kind}: only good images are trained on: move it to {split.parent / 'test' / kind.name}")

@@ -1,4 +1,4 @@
-"""What all readers share: folders by name, pictures of a folder, masks paired with pictures by name, categories."""
+"""What all readers share: folders by name, images of a folder, masks paired with images by name, categories."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample, Split
 
 __all__ = [
+    "category_folders",
     "child",
     "choose",
     "find_category",
+    "images_of",
     "mask_folders",
     "pair_masks",
-    "pictures_of",
-    "product_folders",
     "samples_of",
     "subfolders",
 ]
@@ -36,66 +36,64 @@ def subfolders(folder: Path) -> list[Path]:
     )
 
 
-def pictures_of(folder: Path) -> list[Path]:
-    """List the pictures of a folder, sorted by name; two of the same stem are refused.
+def images_of(folder: Path) -> list[Path]:
+    """List the images of a folder, sorted by name; two of the same stem are refused.
 
     Raises:
-        DataError: if two pictures differ only in their ending, so that a mask's name would fit both.
+        DataError: if two images differ only in their ending, so that a mask's name would fit both.
     """
-    pictures = list_images(folder)
+    images = list_images(folder)
     by_stem: dict[str, Path] = {}
-    for path in pictures:
+    for path in images:
         if path.stem in by_stem:
             raise DataError(
                 f"{path}: {by_stem[path.stem].name} beside it has the same name but for the ending, so a mask or a "
                 "result could belong to either: remove or rename one"
             )
         by_stem[path.stem] = path
-    return pictures
+    return images
 
 
-def pair_masks(pictures: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Pair pictures with masks by name: the mask of `007.jpg` is `007_mask.png` or `007.png`, of any picture ending.
+def pair_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Pair images with masks by name: the mask of `007.jpg` is `007_mask.png` or `007.png`, of any image ending.
 
     Raises:
-        DataError: if a picture has no mask, a mask has no picture, or two masks fit one picture; names the file.
+        DataError: if an image has no mask, a mask has no image, or two masks fit one image; names the file.
     """
-    stems = {picture.stem: picture for picture in pictures}
+    stems = {image.stem: image for image in images}
     pairs: dict[Path, Path] = {}
-    for mask in pictures_of(folder):
-        picture = stems.get(mask.stem.removesuffix("_mask")) or stems.get(mask.stem)
-        if picture is None:
-            raise DataError(f"{mask}: no picture belongs to this mask: add the picture or remove the mask")
-        if picture in pairs:
+    for mask in images_of(folder):
+        image = stems.get(mask.stem.removesuffix("_mask")) or stems.get(mask.stem)
+        if image is None:
+            raise DataError(f"{mask}: no image belongs to this mask: add the image or remove the mask")
+        if image in pairs:
+            raise DataError(f"{mask}: {pairs[image].name} beside it is a mask of the same image: remove one of them")
+        pairs[image] = mask
+    for image in images:
+        if image not in pairs:
             raise DataError(
-                f"{mask}: {pairs[picture].name} beside it is a mask of the same picture: remove one of them"
-            )
-        pairs[picture] = mask
-    for picture in pictures:
-        if picture not in pairs:
-            raise DataError(
-                f"{picture}: no mask belongs to this picture: looked for {picture.stem}_mask.png and "
-                f"{picture.stem}.png (any picture ending) in {folder}: add it, or remove that folder to do without"
+                f"{image}: no mask belongs to this image: looked for {image.stem}_mask.png and "
+                f"{image.stem}.png (any image ending) in {folder}: add it, or remove that folder to do without"
             )
     return pairs
 
 
 def samples_of(
-    pictures: Path, split: Split, defect_type: str = GOOD, masks: Path | None = None, category: str = ""
+    images: Path, split: Split, defect_type: str = GOOD, masks: Path | None = None, category: str = ""
 ) -> list[Sample]:
-    """Make the samples of one folder of pictures; masks of good pictures are not used.
+    """Make the samples of one folder of images; masks of good images are not used.
 
     Args:
-        pictures: the folder.
+        images: the folder.
         split: of all of them.
         defect_type: of all of them.
         masks: the folder of their masks; None where there are none.
         category: the product.
 
     Raises:
-        DataError: as `pictures_of` and `pair_masks`.
+        DataError: as `images_of` and `pair_masks`.
     """
-    paths = pictures_of(pictures)
+    paths = images_of(images)
     pairs = pair_masks(paths, masks) if masks is not None and defect_type != GOOD else {}
     return [Sample(path, split, defect_type, pairs.get(path), category) for path in paths]
 
@@ -105,35 +103,35 @@ def mask_folders(masks: Path | None, types: Sequence[str]) -> dict[str, Path]:
 
     Args:
         masks: the folder that holds one folder of masks for each type; None where there are no masks.
-        types: the defect types that have pictures.
+        types: the defect types that have images.
 
     Raises:
-        DataError: if there are masks of a type that has no pictures.
+        DataError: if there are masks of a type that has no images.
     """
     found = {folder.name: folder for folder in subfolders(masks)} if masks is not None else {}
     for name, folder in found.items():
         if name not in types and name != GOOD and list_images(folder):
             raise DataError(
-                f"{list_images(folder)[0]}: masks of {name!r}, but no test folder of that name holds pictures: "
-                "add the pictures or remove the masks"
+                f"{list_images(folder)[0]}: masks of {name!r}, but no test folder of that name holds images: "
+                "add the images or remove the masks"
             )
     return found
 
 
-def product_folders(root: Path, is_product: Callable[[Path], bool]) -> list[Path]:
+def category_folders(root: Path, is_category: Callable[[Path], bool]) -> list[Path]:
     """List the folders inside `root` that are products of their own; none if `root` is a product itself."""
-    return [] if is_product(root) else [folder for folder in subfolders(root) if is_product(folder)]
+    return [] if is_category(root) else [folder for folder in subfolders(root) if is_category(folder)]
 
 
 def find_category(
-    root: Path, category: str | None, is_product: Callable[[Path], bool], wanted: str
+    root: Path, category: str | None, is_category: Callable[[Path], bool], wanted: str
 ) -> tuple[Path, str]:
     """Find the product's folder in a data set that holds one product or several.
 
     Args:
         root: the product's folder, or the folder of the products' folders.
         category: which product; may be None where there is only one.
-        is_product: tells a product's folder by what is in it.
+        is_category: tells a product's folder by what is in it.
         wanted: what a product's folder holds, for the error message.
 
     Returns:
@@ -142,11 +140,11 @@ def find_category(
     Raises:
         DataError: if there is none, or several and `category` names none of them.
     """
-    if is_product(root):
+    if is_category(root):
         if category is not None and category != root.resolve().name:
             raise DataError(f"{root}: holds one product only, so there is no category {category!r}: leave it out")
         return root, ""
-    names = [folder.name for folder in product_folders(root, is_product)]
+    names = [folder.name for folder in category_folders(root, is_category)]
     if not names:
         raise DataError(f"{root}: found no data here; looked for {wanted}")
     return (root / choose(root, category, names)), choose(root, category, names)

@@ -6,7 +6,7 @@ split_csv/1cls.csv                               columns object, split, label, i
 
 `split_csv/1cls.csv` is the data set's own split and labels: it is required, since a split made up here would give
 figures that cannot be compared. The root may be the folder with the csv, or one product's folder beside it. VisA
-names several kinds of defect in one picture, so every defective picture has the type "anomaly".
+names several kinds of defect in one image, so every defective image has the type "anomaly".
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from cdo_ad.data.readers.pairing import child, choose, subfolders
 from cdo_ad.errors import DataError
 from cdo_ad.types import Sample, Split
 
-__all__ = ["categories", "is_product", "is_root", "read"]
+__all__ = ["categories", "is_category", "is_root", "read"]
 
 ANOMALY = "anomaly"
 SPLIT_FILE = Path("split_csv") / "1cls.csv"
 COLUMNS = ("object", "split", "label", "image", "mask")
 
 
-def is_product(folder: Path) -> bool:
+def is_category(folder: Path) -> bool:
     """Tell whether the folder holds Data/Images."""
     data = child(folder, "Data")
     return data is not None and child(data, "Images") is not None
@@ -33,21 +33,21 @@ def is_product(folder: Path) -> bool:
 
 def is_root(folder: Path) -> bool:
     """Tell whether the folder holds the split file or products."""
-    return (folder / SPLIT_FILE).is_file() or any(is_product(sub) for sub in subfolders(folder))
+    return (folder / SPLIT_FILE).is_file() or any(is_category(sub) for sub in subfolders(folder))
 
 
 def categories(root: Path) -> list[str]:
     """List the products' names that the split file knows; none if `root` is one product's folder."""
-    return [] if is_product(root) else sorted({row["object"] for row in _rows(root)})
+    return [] if is_category(root) else sorted({row["object"] for row in _rows(root)})
 
 
 def read(root: Path, category: str | None = None) -> list[Sample]:
-    """Read one product: training pictures, then test, in the order of their paths.
+    """Read one product: training images, then test, in the order of their paths.
 
     Raises:
         DataError: if the split file is missing or damaged, or names a file that is missing; or as to the category.
     """
-    if is_product(root):
+    if is_category(root):
         base, product = root.resolve().parent, root.resolve().name
         if category is not None and category != product:
             raise DataError(f"{root}: holds the product {product!r}, not {category!r}: leave the category out")
@@ -88,7 +88,7 @@ def _existing(root: Path, name: str) -> Path:
 
 
 def _rows(root: Path) -> list[dict[str, str]]:
-    """Read the split file: one dictionary of `COLUMNS` a picture, values stripped."""
+    """Read the split file: one dictionary of `COLUMNS` an image, values stripped."""
     path = root / SPLIT_FILE
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -102,5 +102,5 @@ def _rows(root: Path) -> list[dict[str, str]]:
         raise DataError(f"{path}: looked for the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
     rows = [{column: (row[column] or "").strip() for column in COLUMNS} for row in reader]
     if not rows:
-        raise DataError(f"{path}: names no pictures: unpack the VisA archive again")
+        raise DataError(f"{path}: names no images: unpack the VisA archive again")
     return rows

@@ -1,4 +1,4 @@
-"""Engines that turn pictures into anomaly maps, behind one contract: a detector need not know which one runs."""
+"""Engines that turn images into anomaly maps, behind one contract: a detector need not know which one runs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["Runtime", "TorchRuntime", "infer_stream", "load_network", "load_netw
 
 
 class Runtime(Protocol):
-    """Pictures of one size in, maps at the networks' input size and image scores out."""
+    """Images of one size in, maps at the networks' input size and image scores out."""
 
     name: str
 
-    def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
         """Run the networks.
 
         Args:
-            pictures: (B, H, W, 3) uint8 RGB, any H and W.
+            images: (B, H, W, 3) uint8 RGB, any H and W.
 
         Returns:
             maps (B, h, w) float32 >= 0 at the networks' input size, scores (B,) float32.
@@ -38,22 +38,22 @@ class Runtime(Protocol):
         ...
 
 
-def infer_stream(runtime: Runtime, pictures: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Float32Array, float]]:
-    """Judge a stream of pictures, in order; an engine that can have several in flight (`infer_many`) does.
+def infer_stream(runtime: Runtime, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Float32Array, float]]:
+    """Judge a stream of images, in order; an engine that can have several in flight (`infer_many`) does.
 
     Args:
         runtime: any engine.
-        pictures: (H, W, 3) uint8 each, of any sizes; taken as they are needed.
+        images: (H, W, 3) uint8 each, of any sizes; taken as they are needed.
 
     Yields:
         map (h, w) float32 and score of each, the same as `runtime.infer` gives.
     """
     many = getattr(runtime, "infer_many", None)
     if many is not None:
-        yield from many(pictures)
+        yield from many(images)
         return
-    for picture in pictures:
-        maps, scores = runtime.infer(picture[None])
+    for image in images:
+        maps, scores = runtime.infer(image[None])
         yield maps[0], float(scores[0])
 
 
@@ -69,22 +69,22 @@ class TorchRuntime:
         self.name = f"torch-{self.device.type}"
         self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
 
-    def infer(self, pictures: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
+    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
         """See `Runtime.infer`."""
         import torch
 
         from cdo_ad.method.resize import resize
 
         with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device)
+            batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
             # NHWC bytes seen as NCHW are channels-last already
-            images = resize(batch.permute(0, 3, 1, 2).float(), self.network.image_size)
-            maps, scores = self.network(images.contiguous(memory_format=torch.channels_last))
+            small = resize(batch.permute(0, 3, 1, 2).float(), self.network.image_size)
+            maps, scores = self.network(small.contiguous(memory_format=torch.channels_last))
             return maps.cpu().numpy(), scores.cpu().numpy()
 
 
-RECOGNISER = "density.recogniser."
-"""In the name of each tensor of a view that recognises labelled defects."""
+RECOGNISER = "density.defect_head."
+"""In the name of each tensor of a branch that recognises labelled defects."""
 
 
 def load_network(config: Config, model_file: Path) -> CdoNetwork:
@@ -96,15 +96,15 @@ def load_network(config: Config, model_file: Path) -> CdoNetwork:
     with needs_extra("train", "running a bundle with torch"):
         from safetensors.torch import load_model
 
-        from cdo_ad.method.network import CdoNetwork
         from cdo_ad.method.categories import build
+        from cdo_ad.method.network import CdoNetwork
     names = _tensor_names(model_file)
     network = build(config, _products(names), weights="none")
     try:
         for place in {name.partition(RECOGNISER)[0] for name in names if RECOGNISER in name}:
             member = network.get_submodule(place.rstrip("."))  # the networks themselves, or those of a product
             if isinstance(member, CdoNetwork):
-                member.add_recogniser()
+                member.add_defect_head()
         load_model(network, str(model_file))
     except Exception as error:  # RuntimeError for other tensors
         raise _damaged(model_file, error) from error
@@ -112,7 +112,7 @@ def load_network(config: Config, model_file: Path) -> CdoNetwork:
 
 
 def load_networks(config: Config, model_file: Path) -> CdoNetwork:
-    """Expert and apprentice of a bundle, whatever views its settings gave it; the views of `config` are to be fitted.
+    """Expert and apprentice of a bundle, whatever branches its settings gave it; the branches of `config` are to be fitted.
 
     Raises:
         BundleError: as in `load_network`.
@@ -122,13 +122,13 @@ def load_networks(config: Config, model_file: Path) -> CdoNetwork:
 
         from cdo_ad.method.categories import UnifiedNetwork, build
     network = build(config, _products(_tensor_names(model_file)), weights="none")
-    views: tuple[str, ...] = ("density.", "usual", "shares", "products.")
+    branches: tuple[str, ...] = ("density.", "usual", "shares", "products.")
     if not isinstance(network, UnifiedNetwork):
-        views += ("centres", "widths", "units")
+        branches += ("centres", "widths", "units")
     try:
-        state = {name: value for name, value in load_file(model_file).items() if not name.startswith(views)}
+        state = {name: value for name, value in load_file(model_file).items() if not name.startswith(branches)}
         missing, unknown = network.load_state_dict(state, strict=False)
-        if wrong := [*unknown, *(name for name in missing if not name.startswith(views))]:
+        if wrong := [*unknown, *(name for name in missing if not name.startswith(branches))]:
             raise ValueError(f"{wrong[0]} is in one of both only")
     except Exception as error:  # as above
         raise _damaged(model_file, error) from error

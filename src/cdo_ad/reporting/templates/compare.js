@@ -36,8 +36,8 @@ function drawForest() {
       legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" } } }), CONFIG);
 }
 const CURVES = [
-  ["image_roc", "ROC of pictures", "false-positive rate", "true-positive rate", 1],
-  ["image_pr", "Precision-recall of pictures", "recall", "precision", 1],
+  ["image_roc", "ROC of images", "false-positive rate", "true-positive rate", 1],
+  ["image_pr", "Precision-recall of images", "recall", "precision", 1],
   ["pixel_roc", "ROC of pixels", "false-positive rate", "true-positive rate", 1],
   ["pixel_pro", "PRO: regions found", "false-positive rate of pixels", "mean overlap of a region", 0.3],
 ];
@@ -53,7 +53,7 @@ function drawCurves() {
         bgcolor: "rgba(0,0,0,0)" } } }), CONFIG);
   }
 }
-const bad = D.pictures.map((p) => p.type !== "good");
+const bad = D.images.map((p) => p.type !== "good");
 function drawHistograms() {
   if (!$("histograms").children.length)
     $("histograms").replaceChildren(...D.runs.map((_, i) => el("div", { class: "chart", id: `scores-${i}` })));
@@ -64,16 +64,16 @@ function drawHistograms() {
     const line = { type: "line", x0: run.threshold, x1: run.threshold, yref: "paper", y0: 0, y1: 1,
       line: { color: css("--fg"), width: 2, dash: "dash" } };
     Plotly.react(`scores-${i}`, [bars("good", false, "--good"), bars("defective", true, "--bad")],
-      layout(run.name, "image score", "pictures", { more: { barmode: "overlay", shapes: [line] } }), CONFIG);
+      layout(run.name, "image score", "images", { more: { barmode: "overlay", shapes: [line] } }), CONFIG);
   });
 }
-function drawPictures() {
+function drawImages() {
   const run = D.runs[Number($("other").value)];
   const x = BASE.scores.map((s) => s / BASE.threshold), y = run.scores.map((s) => s / run.threshold);
   const dots = (name, wanted, paint) => {
     const which = bad.map((b, i) => (b === wanted ? i : -1)).filter((i) => i >= 0);
     return { type: "scatter", mode: "markers", name, x: which.map((i) => x[i]), y: which.map((i) => y[i]),
-      text: which.map((i) => `${D.pictures[i].name} (${D.pictures[i].type})`), marker: { color: css(paint), size: 7, opacity: 0.75 },
+      text: which.map((i) => `${D.images[i].name} (${D.images[i].type})`), marker: { color: css(paint), size: 7, opacity: 0.75 },
       hovertemplate: "%{text}<br>%{x:.2f}, %{y:.2f}<extra></extra>" };
   };
   const dash = { color: css("--fg"), width: 1, dash: "dash" };
@@ -86,17 +86,17 @@ function drawPictures() {
 function showDisagreements() {
   const run = D.runs[Number($("other").value)];
   const word = (decision) => (decision ? "anomalous" : "good");
-  const rows = D.pictures.map((p, i) => ({ p, i })).filter(({ i }) => BASE.decisions[i] !== run.decisions[i])
+  const rows = D.images.map((p, i) => ({ p, i })).filter(({ i }) => BASE.decisions[i] !== run.decisions[i])
     .sort((a, b) => a.p.type.localeCompare(b.p.type) || a.p.name.localeCompare(b.p.name))
     .map(({ p, i }) => [p.name, p.type, word(BASE.decisions[i]), word(run.decisions[i]),
       (bad[i] === run.decisions[i] ? run : BASE).name]);
-  $("different").textContent = `${rows.length} of ${D.pictures.length} pictures`;
-  table("disagreements", ["picture", "type", BASE.name, run.name, "right"], rows);
+  $("different").textContent = `${rows.length} of ${D.images.length} images`;
+  table("disagreements", ["image", "type", BASE.name, run.name, "right"], rows);
 }
 
-function draw() { drawForest(); drawCurves(); drawHistograms(); drawPictures(); }
+function draw() { drawForest(); drawCurves(); drawHistograms(); drawImages(); }
 $("other").replaceChildren(...OTHERS.map((r, i) => el("option", { value: String(i + 1) }, r.name)));
-$("other").addEventListener("change", () => { showDisagreements(); drawPictures(); });
+$("other").addEventListener("change", () => { showDisagreements(); drawImages(); });
 figureTable("rows", D.rows, "figure");
 if (D.types.length) figureTable("per-type", D.types, "type");
 showDisagreements();

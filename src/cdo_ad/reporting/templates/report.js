@@ -21,46 +21,46 @@ function rate(count, n) {
 }
 const interval = (r) => (r.n ? `${percent(r.low)} to ${percent(r.high)} (95 %)` : "none there");
 
-// ---- what the threshold makes of the pictures
+// ---- what the threshold makes of the images
 const wrongness = (p) =>
   p.anomalous && p.score <= state.threshold ? "missed" : !p.anomalous && p.score > state.threshold ? "alarm" : "";
-function judged(pictures) {
+function judged(images) {
   const count = (list) => list.filter((p) => p.score > state.threshold).length;
-  const good = pictures.filter((p) => !p.anomalous), bad = pictures.filter((p) => p.anomalous);
+  const good = images.filter((p) => !p.anomalous), bad = images.filter((p) => p.anomalous);
   return { alarms: rate(count(good), good.length), found: rate(count(bad), bad.length) };
 }
 
 function showDecision() {
-  const { alarms, found } = judged(D.pictures);
+  const { alarms, found } = judged(D.images);
   const cards = [card("threshold", number(state.threshold, 4), state.threshold === D.threshold ? "calibrated" : "moved by hand")];
   const above = D.calibration.filter((s) => s > state.threshold).length;
   if (state.threshold === D.threshold)
-    cards.push(card("promised false alarms", "≤ " + percent(D.rate), `on average, from ${D.calibration.length} held-out good pictures`));
+    cards.push(card("promised false alarms", "≤ " + percent(D.rate), `on average, from ${D.calibration.length} held-out good images`));
   else
     cards.push(card("expected false alarms", "≤ " + percent((above + 1) / (D.calibration.length + 1)),
-      `${above} of ${D.calibration.length} held-out good pictures lie above`));
-  const where = D.labelled ? "good test pictures" : "good pictures of this data set";
+      `${above} of ${D.calibration.length} held-out good images lie above`));
+  const where = D.labelled ? "good test images" : "good images of this data set";
   cards.push(card("false alarms", percent(alarms.value), `${alarms.count} of ${alarms.n} ${where}; ${interval(alarms)}`, "false-alarms"));
   if (D.labelled && found.n)
     cards.push(card("defects found", percent(found.value), `${found.count} of ${found.n} defects; ${interval(found)}`, "detections"),
       card("missed", String(found.n - found.count), "defects called good", "missed-number"));
   $("cards").replaceChildren(...cards);
   $("threshold-value").textContent = number(state.threshold, 4);
-  $("promise").textContent = `A picture is called anomalous when its score is larger than the threshold. ` +
+  $("promise").textContent = `An image is called anomalous when its score is larger than the threshold. ` +
     `Move it to see what would change; the run keeps its calibrated threshold of ${number(D.threshold, 4)}.`;
 }
 function showTypes() {
   if (!D.labelled) return;
-  const rows = [["all", D.figures], ...Object.entries(D.figures.per_type)].map(([name, f]) => {
-    const { found } = judged(name === "all" ? D.pictures : D.pictures.filter((p) => p.type === name));
+  const rows = [["all", D.metrics], ...Object.entries(D.metrics.per_type)].map(([name, f]) => {
+    const { found } = judged(name === "all" ? D.images : D.images.filter((p) => p.type === name));
     return [name, f.n.anomalous, percent(found.value), found.n ? `${percent(found.low)} – ${percent(found.high)}` : "–",
       number(f.image.auroc), number(f.image.ap), number(f.image.f1max), number(f.pixel.auroc), number(f.pixel.ap),
       number(f.pixel.f1max), number(f.pixel["aupro_0.3"]), number(f.pixel["aupro_0.05"])];
   });
-  table("per-type", ["type", "pictures", "found", "95 %", "image AUROC", "AP", "F1max", "pixel AUROC", "AP", "F1max",
+  table("per-type", ["type", "images", "found", "95 %", "image AUROC", "AP", "F1max", "pixel AUROC", "AP", "F1max",
     "AU-PRO 0.3", "AU-PRO 0.05"], rows);
   for (const [kind, list, counter] of [["missed", "missed", "missed-count"], ["alarm", "alarms", "alarm-count"]]) {
-    const wrong = D.pictures.filter((p) => wrongness(p) === kind);
+    const wrong = D.images.filter((p) => wrongness(p) === kind);
     $(counter).textContent = `(${wrong.length})`;
     $(list).replaceChildren(...wrong.map((p) => {
       const link = el("a", { href: "#gallery" }, p.name);
@@ -72,7 +72,7 @@ function showTypes() {
 function showCosts() {
   if (!D.labelled) return;
   const rows = D.costs.map((c) => c.missing
-    ? [percent(c.rate), `needs ${c.missing} more good pictures`, "", "", "", ""]
+    ? [percent(c.rate), `needs ${c.missing} more good images`, "", "", "", ""]
     : [percent(c.rate), number(c.threshold, 4), percent(c.false_alarm_rate.value),
       `${percent(c.false_alarm_rate.low)} – ${percent(c.false_alarm_rate.high)}`, percent(c.detection_rate.value),
       c.detection_rate.n ? `${percent(c.detection_rate.low)} – ${percent(c.detection_rate.high)}` : "–"]);
@@ -81,7 +81,7 @@ function showCosts() {
 }
 function showRanks() {
   if (!D.labelled) return;
-  const f = D.figures;
+  const f = D.metrics;
   $("ranks").replaceChildren(
     card("image AUROC", number(f.image.auroc), `AP ${number(f.image.ap)}, F1max ${number(f.image.f1max)}`),
     card("pixel AUROC", number(f.pixel.auroc), `AP ${number(f.pixel.ap)}, F1max ${number(f.pixel.f1max)}`),
@@ -92,31 +92,31 @@ function showRanks() {
 const line = () => ({ type: "line", x0: state.threshold, x1: state.threshold, yref: "paper", y0: 0, y1: 1,
   line: { color: css("--fg"), width: 2, dash: "dash" } });
 function drawHistogram() {
-  const all = D.pictures.map((p) => p.score).concat(D.calibration);
+  const all = D.images.map((p) => p.score).concat(D.calibration);
   const low = Math.min(...all, D.threshold), high = Math.max(...all, D.threshold);
   const bins = { start: low, end: high + (high - low) / 40 + 1e-9, size: (high - low) / 40 || 1 };
   const bars = (name, x, colour) => ({ type: "histogram", name, x, xbins: bins, autobinx: false, opacity: 0.65, marker: { color: colour } });
   const traces = [];
   if (D.labelled) {
-    traces.push(bars("good", D.pictures.filter((p) => !p.anomalous).map((p) => p.score), css("--good")));
-    const bad = D.pictures.filter((p) => p.anomalous);
+    traces.push(bars("good", D.images.filter((p) => !p.anomalous).map((p) => p.score), css("--good")));
+    const bad = D.images.filter((p) => p.anomalous);
     if (bad.length) traces.push(bars("defective", bad.map((p) => p.score), css("--bad")));
-  } else traces.push(bars("good pictures", D.pictures.map((p) => p.score), css("--good")));
+  } else traces.push(bars("good images", D.images.map((p) => p.score), css("--good")));
   traces.push({ type: "scatter", mode: "markers", name: "calibration", x: D.calibration, y: D.calibration.map(() => 0),
     marker: { symbol: "line-ns-open", size: 12, color: css("--fg") }, hoverinfo: "x" });
-  Plotly.react("histogram", traces, layout("Scores", "image score", "pictures", { more: { barmode: "overlay", shapes: [line()] } }), CONFIG);
+  Plotly.react("histogram", traces, layout("Scores", "image score", "images", { more: { barmode: "overlay", shapes: [line()] } }), CONFIG);
 }
 function drawCurves() {
   if (!D.labelled) return;
   const trace = (name, key, colour) => D.curves[key] && { type: "scatter", mode: "lines", name, ...D.curves[key], line: { color: colour, width: 2 } };
-  const both = (a, b) => [trace("pictures", a, css("--accent")), trace("pixels", b, css("--bad"))].filter(Boolean);
+  const both = (a, b) => [trace("images", a, css("--accent")), trace("pixels", b, css("--bad"))].filter(Boolean);
   const unit = { range: [0, 1.02] };
   Plotly.react("roc", both("image_roc", "pixel_roc"), layout("ROC", "false-positive rate", "true-positive rate", { xaxis: unit, yaxis: unit, more: { legend: { x: 1, xanchor: "right", y: 0, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" } } }), CONFIG);
   Plotly.react("pr", both("image_pr", "pixel_pr"), layout("Precision-recall", "recall", "precision", { xaxis: unit, yaxis: unit, more: { showlegend: false } }), CONFIG);
   Plotly.react("pro", [trace("pixels", "pixel_pro", css("--bad"))].filter(Boolean),
     layout("PRO: regions found", "false-positive rate of pixels", "mean overlap of a region", { xaxis: { range: [0, 0.305] }, yaxis: unit }), CONFIG);
 }
-const SOURCES = { real: "real defects", synthetic: "white noise on held-out good pictures" };
+const SOURCES = { real: "real defects", synthetic: "white noise on held-out good images" };
 function drawDistributions() {
   const source = $("source").value, levels = D.distributions[source] || {};
   const box = $("distributions");
@@ -142,7 +142,7 @@ function showMargins() {
   $("source-row").hidden = there.length < 2;
   if (D.power)
     $("power").replaceChildren(card("synthetic anomalies found", percent(D.power.value),
-      `${D.power.count} of ${D.power.n} held-out good pictures with white noise; ${interval(D.power)}`));
+      `${D.power.count} of ${D.power.n} held-out good images with white noise; ${interval(D.power)}`));
 }
 function drawTraining() {
   if (!D.training.length) { $("training").hidden = true; return; }
@@ -157,12 +157,12 @@ function drawTraining() {
 // ---- gallery
 function chosen() {
   const what = $("filter-what").value, type = $("filter-type").value;
-  const list = D.pictures.filter((p) => p.picture && (type === "all" || p.type === type) &&
+  const list = D.images.filter((p) => p.image && (type === "all" || p.type === type) &&
     (what === "all" || (what === "defect" ? p.anomalous : what === "good" ? !p.anomalous : wrongness(p) === what)));
   return $("sort").value === "up" ? list.slice().reverse() : list;
 }
-const images = (p) => ["picture", "heat", "mask"].filter((k) => p[k]);
-function pictureCard(p) {
+const images = (p) => ["image", "heat", "mask"].filter((k) => p[k]);
+function imageCard(p) {
   const kind = wrongness(p);
   const trio = el("button", { class: images(p).length === 2 ? "trio two" : "trio", type: "button", "aria-label": "enlarge" },
     ...images(p).map((k) => el("img", { src: p[k], alt: k })));
@@ -173,13 +173,13 @@ function pictureCard(p) {
 }
 function showGallery() {
   const list = chosen();
-  $("cards-pictures").replaceChildren(...list.slice(0, state.shown).map(pictureCard));
-  const without = D.pictures.length - D.pictures.filter((p) => p.picture).length;
-  $("shown").textContent = `${list.length} pictures` + (without ? ` (${without} more are in the figures only)` : "");
+  $("cards-images").replaceChildren(...list.slice(0, state.shown).map(imageCard));
+  const without = D.images.length - D.images.filter((p) => p.image).length;
+  $("shown").textContent = `${list.length} images` + (without ? ` (${without} more are in the figures only)` : "");
   $("more").hidden = list.length <= state.shown;
 }
 function zoom(p) {
-  const names = { picture: "picture", heat: "heat map and regions", mask: "true mask" };
+  const names = { image: "image", heat: "heat map and regions", mask: "true mask" };
   $("zoom-body").replaceChildren(el("h3", {}, `${p.name} – ${p.type}, score ${number(p.score, 4)}`), el("p", {}, p.line),
     ...images(p).map((k) => el("figure", {}, el("img", { src: p[k], alt: names[k] }), el("figcaption", {}, names[k]))));
   $("zoom").showModal();
@@ -200,14 +200,14 @@ function moved() {
 }
 function draw() { drawHistogram(); drawCurves(); drawDistributions(); drawTraining(); }
 function start() {
-  const scores = D.pictures.map((p) => p.score).concat(D.calibration, D.threshold);
+  const scores = D.images.map((p) => p.score).concat(D.calibration, D.threshold);
   const low = Math.min(...scores), high = Math.max(...scores);
   $("threshold").min = low - (high - low) * 0.02;
   $("threshold").max = high + (high - low) * 0.02;
   $("threshold").value = D.threshold;
   $("threshold").addEventListener("input", () => { state.threshold = Number($("threshold").value); moved(); });
   $("reset").addEventListener("click", () => { state.threshold = D.threshold; $("threshold").value = D.threshold; moved(); });
-  const types = [...new Set(D.pictures.map((p) => p.type))].sort();
+  const types = [...new Set(D.images.map((p) => p.type))].sort();
   $("filter-type").replaceChildren(...["all", ...types].map((t) => el("option", { value: t }, t)));
   for (const id of ["filter-what", "filter-type", "sort"]) $(id).addEventListener("change", () => { state.shown = 24; showGallery(); });
   $("more").addEventListener("click", () => { state.shown += 48; showGallery(); });
