@@ -1,212 +1,216 @@
-"""Every setting of a training, in one frozen dataclass that is checked when it is made and saved as JSON."""
+"""Every setting of a training, checked when it is made and saved as JSON."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cdo_ad.errors import ConfigError
+from cdo_ad.files import Document, problem
 
 __all__ = [
-    "ANOMALY_KINDS", "AnomalyKind", "BackgroundRule", "Config", "Optimizer", "Schedule", "training_difference",
-]  # fmt: skip
+    "ANOMALY_KINDS",
+    "AnomalyKind",
+    "BackgroundRule",
+    "Config",
+    "ModelSpec",
+    "Optimizer",
+    "Schedule",
+    "training_difference",
+]
 
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["exponential", "step", "one-cycle", "constant"]
 BackgroundRule = Literal["none", "extremes", "border"]
 AnomalyKind = Literal["noise", "perlin", "cut", "intensity", "line", "spot", "smear"]
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
-AFTER_TRAINING = (
-    "recipe", "density", "fusion_weights", "defect_head_weight", "density_context", "blur_sigma", "score_top",
-    "false_alarm_rate",
-)  # fmt: skip
-"""Settings that the training of the apprentice does not depend on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The settings of a training and of the detector made by it. Start from a recipe, see `cdo_ad.recipes`."""
+def _listed(value: object) -> object:
+    """`a,b,c` of the command line as a tuple; a word that stands for itself stays."""
+    if isinstance(value, str) and value not in ("learned", "equal"):
+        return tuple(part.strip() for part in value.split(","))
+    return tuple(value) if isinstance(value, list) else value
+
+
+Unit = Annotated[float, Field(gt=0, lt=1)]
+Weights = Annotated[Literal["learned", "equal"] | tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_listed)]
+Kinds = Annotated[tuple[AnomalyKind, ...], Field(min_length=1), BeforeValidator(_listed)]
+
+
+class Config(Document):
+    """The settings of a training and of the detector made by it. Start from a recipe, see `cdo_ad.recipes`.
+
+    Raises:
+        ConfigError: an unknown name, a value of a wrong type or out of range.
+    """
 
     recipe: str = "custom"
     """Name of the recipe that these settings come from; says nothing about later changes."""
     backbone: str = "tf_efficientnet_lite0"
-    """A timm model name with three feature levels; expert and apprentice share the architecture."""
+    """A timm model name with three levels of features; expert and apprentice share the architecture."""
     weights: str = "auto"
-    """The expert's weights: `auto` (the package for tf_efficientnet_lite0, timm's hub otherwise), `hub`, `none`
-    (random, for tests) or the path of a .safetensors or .pth state dict."""
-    image_height: int = 256
+    """The expert's weights: `auto` (a package for the Lite models, timm's hub otherwise), `hub`, `none` (random, for
+    tests) or the path of a .safetensors or .pth state dict."""
+    image_height: int = Field(default=256, ge=32)
     """Height of the networks' input, pixels; images are resized to it, whatever their shape."""
-    image_width: int = 256
+    image_width: int = Field(default=256, ge=32)
     """Width of the networks' input, pixels."""
-
     normalize_brightness: bool = False
-    """Scale each image to one mean brightness before the networks see it, so that dark and bright images of a
-    product look alike to them; see `cdo_ad.method.brightness`. Intensities are judged on the image as it is."""
+    """Scale each image to one mean brightness before the networks see it, so that a dark and a bright image of a part
+    look alike to them. Intensities are judged on the image as it is."""
 
     mom: bool = True
-    """Margin optimisation: add_anomaly training images and learn to disagree there."""
-    synthesis: str = "noise"
-    """Kinds of synthetic anomalies that MOM draws, one an image where there are several: `noise` (the paper's white
-    noise), `perlin`, `cut`, `intensity`, `line`, `spot`, `smear`; see `cdo_ad.method.anomalies`. Joined by commas."""
+    """Margin optimisation: draw synthetic anomalies into training images and learn to disagree there."""
+    anomalies: Kinds = ("noise",)
+    """Kinds of synthetic anomalies that MOM draws, one kind for each image: `noise` (the paper's white noise),
+    `perlin`, `cut`, `intensity`, `line`, `spot`, `smear`; see `cdo_ad.method.anomalies`."""
     background: BackgroundRule = "none"
-    """Where perturbations may be centred: `none` anywhere; `extremes` not on near-black or near-white (the paper, for
-    some categories); `border` not on what looks like the image's edge. Of white noise only."""
-    defect_share: float = 0.25
+    """Where white noise may be centred: `none` anywhere; `extremes` not on near-black or near-white (the paper, for
+    some categories); `border` not on what looks like the image's edge."""
+    defect_share: Unit = 0.25
     """Share of each step's images that are labelled defects, where there are any (`--defects`)."""
     oom: bool = True
     """Overlap optimisation: hard pixels weigh more."""
-    gamma: float = 2.0
+    gamma: float = Field(default=2.0, ge=0)
     """Exponent of OOM's weights."""
 
-    epochs: int = 50
-    """Passes over the fit images."""
-    batch_size: int = 16
-    """Images a step, over all devices."""
+    epochs: int = Field(default=50, ge=1)
+    """Passes over the good images."""
+    batch_size: int = Field(default=16, ge=1)
+    """Images in each step, over all devices."""
     optimizer: Optimizer = "adamw"
     """`adamw`, or `adam` (betas 0.5, 0.999; weight decay added to the gradient)."""
-    lr: float = 4e-4
+    lr: float = Field(default=4e-4, gt=0)
     """Learning rate: the first, or for `one-cycle` the largest."""
-    weight_decay: float = 1e-4
+    weight_decay: float = Field(default=1e-4, ge=0)
     """Weight decay of the optimizer."""
     schedule: Schedule = "exponential"
-    """`exponential` (times `decay` each epoch), `step` (times `decay` once, at 80 % of the epochs), `one-cycle`
+    """`exponential` (times `decay` after each epoch), `step` (times `decay` once, at 80 % of the epochs), `one-cycle`
     (warm-up over the first 10 % of the steps, then a cosine to zero) or `constant`."""
-    decay: float = 0.95
+    decay: float = Field(default=0.95, gt=0, le=1)
     """Factor of the `exponential` and `step` schedules."""
-    seed: int = 111
-    """Seed of everything random: start weights, order, perturbations, split."""
-
-    density: bool = False
-    """Add a second branch: how improbable the expert's features are at each position, fitted after the training (see
-    `cdo_ad.method.density`)."""
-    fusion_weights: str = "auto"
-    """With a density: how much of the anomaly map each branch gets. `auto` learns it from good images and synthetic
-    anomalies (`cdo_ad.method.fusion`), `equal`, or four numbers that sum to 1, e.g. `0.4,0.2,0.2,0.2`: disagreement,
-    density of level 2, of level 3, of intensity."""
-    defect_head_weight: float = 0.1
-    """With a density, labelled defects and at least 32 good images: how much of the anomaly map the branch that
-    recognises those defects gets (see `cdo_ad.method.defect_head`); 0 for no such branch."""
-    density_context: int = 8
-    """Components of the whole image's appearance that the density is conditional on; 0 for none."""
-
-    blur_sigma: float = 4.0
-    """Standard deviation of the Gaussian blur of the anomaly map, pixels of the input."""
-    score_top: float = 0.0
-    """Image score: 0 for the map's maximum, else the mean of this share of its largest pixels."""
-
-    calibration_share: float = 0.1
-    """Share of the good images that is held out for calibration and never trained on."""
-    calibration_minimum: int = 20
-    """Hold out at least this many where there are twice as many."""
-    few: bool = False
-    """For one to some twenty good images: train on all of them and altered copies, calibrate by densities that have
-    not seen the image that they score, promise no false-alarm rate."""
-    keep_copies_together: bool = True
-    """Hold out whole groups of near copies, such as one part under two exposures, so that thresholds hold for new
-    parts."""
-    false_alarm_rate: float = 0.05
-    """Share of good images that may be called anomalous, on average."""
+    seed: int = Field(default=111, ge=0)
+    """Seed of everything random: start weights, order, anomalies, folds."""
     precision: str = "32-true"
     """Lightning Fabric's precision of the training, e.g. `32-true`, `bf16-mixed`."""
 
-    def __post_init__(self) -> None:
-        self._check_types()
-        _need(self.image_height >= 32 and self.image_width >= 32, "image_height and image_width must be >= 32")
-        _need(self.gamma >= 0, f"gamma must be >= 0, got {self.gamma}")
-        _need(self.epochs >= 1, f"epochs must be >= 1, got {self.epochs}")
-        _need(self.batch_size >= 1, f"batch_size must be >= 1, got {self.batch_size}")
-        _need(self.lr > 0, f"lr must be > 0, got {self.lr}")
-        _need(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
-        _need(0 < self.decay <= 1, f"decay must lie in (0, 1], got {self.decay}")
-        _need(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
-        _need(self.density_context >= 0, f"density_context must be >= 0, got {self.density_context}")
-        _need(0 < self.defect_share < 1, f"defect_share must lie in (0, 1), got {self.defect_share}")
-        _need(0 <= self.defect_head_weight < 1, f"defect_head_weight must lie in [0, 1), got {self.defect_head_weight}")
-        self.shares()
-        self.kinds()
-        _need(self.blur_sigma >= 0, f"blur_sigma must be >= 0, got {self.blur_sigma}")
-        _need(0 <= self.score_top < 1, f"score_top must lie in [0, 1), got {self.score_top}")
-        _need(0 < self.calibration_share < 1, f"calibration_share must lie in (0, 1), got {self.calibration_share}")
-        _need(self.calibration_minimum >= 1, f"calibration_minimum must be >= 1, got {self.calibration_minimum}")
-        _need(0 < self.false_alarm_rate < 1, f"false_alarm_rate must lie in (0, 1), got {self.false_alarm_rate}")
+    density: bool = False
+    """Add branches that say how improbable the expert's features and the image's intensities are at each position,
+    fitted after the training; see `cdo_ad.method.density`."""
+    density_context: int = Field(default=8, ge=0)
+    """Components of the whole image's appearance that the densities are conditional on; 0 for none."""
+    fusion_weights: Weights = "learned"
+    """With a density: the weight of each branch in the anomaly map. `learned` from good images and synthetic anomalies
+    (`cdo_ad.method.fusion`), `equal`, or four numbers that sum to 1: disagreement, level 2, level 3, intensity."""
+    defect_head_weight: float = Field(default=0.1, ge=0, lt=1)
+    """With a density, labelled defects and at least 32 good images: the weight of the branch that knows those defects
+    (see `cdo_ad.method.defect_head`); 0 for no such branch."""
+    blur_sigma: float = Field(default=4.0, ge=0)
+    """Standard deviation of the Gaussian blur of the anomaly map, pixels of the input."""
+    score_top: float = Field(default=0.0, ge=0, lt=1)
+    """Image score: 0 for the map's maximum, else the mean of this share of its largest pixels."""
+
+    false_alarm_rate: Unit = 0.05
+    """Share of good images that may be called anomalous, on average."""
+    calibration: Literal["cross", "held-out"] = "cross"
+    """Where the thresholds come from: `cross`, every good image scored by a detector that has not seen it; or
+    `held-out`, a part of the good images that is never trained on."""
+    folds: int = Field(default=10, ge=2)
+    """Of cross-conformal calibration."""
+    held_out_share: Unit = 0.1
+    """Share of the good images that `held-out` sets aside, at least 20 where there are twice as many."""
+    keep_groups_together: bool = True
+    """Near copies, such as one part under two exposures, lie in one fold, so that thresholds hold for new parts."""
+
+    if not TYPE_CHECKING:  # the type checker sees the fields
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigError(_explained(error)) from error
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if isinstance(self.fusion_weights, tuple):
+            if len(self.fusion_weights) != 4 or abs(sum(self.fusion_weights) - 1) > 1e-6:
+                raise ValueError(
+                    f"fusion_weights must be learned, equal or four numbers that sum to 1, got {self.fusion_weights}"
+                )
+        return self
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the networks' input in pixels."""
         return self.image_height, self.image_width
 
-    def shares(self) -> tuple[float, ...] | None:
-        """`fusion_weights` as numbers; None where they are learned."""
-        if self.fusion_weights == "auto":
-            return None
-        if self.fusion_weights == "equal":
-            return (0.25,) * 4
-        try:
-            numbers = tuple(float(text) for text in self.fusion_weights.split(","))
-        except ValueError:
-            numbers = ()
-        good = len(numbers) == 4 and min(numbers) >= 0 and abs(sum(numbers) - 1) < 1e-6
-        _need(good, f"fusion_weights must be auto, equal or four numbers that sum to 1, got {self.fusion_weights!r}")
-        return numbers
-
-    def kinds(self) -> tuple[AnomalyKind, ...]:
-        """`synthesis` as names."""
-        names = [name.strip() for name in self.synthesis.split(",")]
-        kinds = tuple(kind for kind in ANOMALY_KINDS if kind in names)
-        known = len(kinds) == len(set(names))
-        _need(known, f"synthesis must be names out of {', '.join(ANOMALY_KINDS)}; got {self.synthesis!r}")
-        return kinds
-
-    def _check_types(self) -> None:
-        for name, hint in _hints().items():
-            value = getattr(self, name)
-            choices = get_args(hint)
-            if choices and value not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
-            accepted = (int, float) if hint is float else hint
-            if not choices and (not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool)):
-                raise ConfigError(f"{name} must be of type {hint.__name__}, got {value!r}")
-
     def replace(self, **changes: Any) -> Config:
-        """A copy with some settings changed.
+        """A copy with some settings changed; raises ConfigError."""
+        return Config(**{**self.model_dump(), **changes})
 
-        Raises:
-            ConfigError: for a name that does not exist or a value out of range.
-        """
-        unknown = sorted(changes.keys() - _hints().keys())
-        if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]!r}: the settings are {', '.join(_hints())}")
-        return dataclasses.replace(self, **changes)
-
-    def with_settings(self, settings: list[str]) -> Config:
+    def with_settings(self, settings: Sequence[str]) -> Config:
         """A copy changed by texts of the form `key=value`, as given to `--set`.
 
         Raises:
-            ConfigError: for a text of another form, an unknown key, or a value of a wrong type or out of range.
+            ConfigError: a text of another form, an unknown key, or a value of a wrong type or out of range.
         """
         changes = {}
         for text in settings:
-            key, equals, value = text.partition("=")
+            key, equals, value = (part.strip() for part in text.partition("="))
             if not equals:
                 raise ConfigError(f"--set {text}: write it as key=value")
-            changes[key.strip()] = _parse(key.strip(), value.strip())
+            changes[key] = value
         return self.replace(**changes)
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dictionary."""
-        return dataclasses.asdict(self)
+
+class ModelSpec(Document):
+    """What a model is made of: with it and the weights alone the model is built, see `cdo_ad.method.model`."""
+
+    backbone: str
+    image_size: tuple[int, int]
+    """(height, width) of the networks' input in pixels."""
+    normalize_brightness: bool
+    blur_sigma: float = Field(ge=0)
+    score_top: float = Field(ge=0, lt=1)
+    density_context: int | None
+    """Components of the densities' context; None for a model without densities."""
+    categories: tuple[str, ...] = Field(default=("",), min_length=1)
+    """Names of the categories, in the order in which the model numbers them; one of no name in most runs."""
+    defect_heads: tuple[str, ...] = ()
+    """The categories that have a branch for labelled defects."""
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Config:
-        """The inverse of `to_json`; settings that are missing take their defaults.
+    def from_config(cls, config: Config, categories: Sequence[str] = ("",)) -> ModelSpec:
+        """The model that settings describe; its densities and defect heads are still to be fitted."""
+        return cls(
+            backbone=config.backbone,
+            image_size=config.image_size,
+            normalize_brightness=config.normalize_brightness,
+            blur_sigma=config.blur_sigma,
+            score_top=config.score_top,
+            density_context=config.density_context if config.density else None,
+            categories=tuple(categories),
+        )
 
-        Raises:
-            ConfigError: for an unknown name or a value out of range.
-        """
-        return cls().replace(**values)
+
+AFTER_TRAINING = frozenset(
+    [
+        "recipe",
+        "density",
+        "density_context",
+        "fusion_weights",
+        "defect_head_weight",
+        "blur_sigma",
+        "score_top",
+        "false_alarm_rate",
+        "calibration",
+        "folds",
+    ]
+)
+"""Settings that the training of the apprentice does not depend on."""
 
 
 def training_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -214,22 +218,9 @@ def training_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
     return next((key for key in now if key not in AFTER_TRAINING and before.get(key) != now[key]), None)
 
 
-def _hints() -> dict[str, Any]:
-    hints = get_type_hints(Config)
-    return {field.name: hints[field.name] for field in dataclasses.fields(Config)}
-
-
-def _parse(key: str, text: str) -> Any:
-    hint = _hints().get(key)
-    if hint is None or hint is str or get_args(hint):
-        return text
-    try:
-        value = json.loads(text.lower() if hint is bool else text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--set {key}={text}: not a {hint.__name__}") from error
-    return float(value) if hint is float and isinstance(value, int) else value
-
-
-def _need(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+def _explained(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {first['loc'][0]!r}: the settings are {', '.join(Config.model_fields)}"
+    got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    return f"setting {problem(error)}{got}"

@@ -4,10 +4,13 @@
     |-- DataError                 a data set or an image that cannot be used
     |   `-- ImageError            one image: unreadable, truncated, of a wrong shape
     |-- ConfigError               a setting outside its range, or an unknown name
-    |-- CalibrationError          a promise the calibration images cannot keep
+    |-- CalibrationError          a false-alarm rate that the good images cannot guarantee
     |-- TrainingError             a training that must not go on (a loss that is not a number)
-    |-- BundleError               a run folder that is missing, incomplete or of another version
+    |-- ModelError                a model that gives scores that are not numbers
+    |-- BundleError               a run folder that is missing, incomplete, damaged or of another version
+    |   `-- BusyError             a folder that another process is writing to
     |-- ExportError               an exported model that does not agree with its source
+    |-- OutputError               a result that cannot be written: disk full, no rights
     `-- MissingExtraError         a verb whose optional dependencies are not installed
 
 A message is one line: what is wrong, where, and what to do. The command line prints it and exits with 1.
@@ -20,13 +23,17 @@ from contextlib import contextmanager
 
 __all__ = [
     "BundleError",
+    "BusyError",
     "CalibrationError",
     "CdoError",
+    "CdoWarning",
     "ConfigError",
     "DataError",
     "ExportError",
     "ImageError",
     "MissingExtraError",
+    "ModelError",
+    "OutputError",
     "TrainingError",
     "needs_extra",
 ]
@@ -49,19 +56,35 @@ class ConfigError(CdoError, ValueError):
 
 
 class CalibrationError(CdoError):
-    """A false-alarm rate that the number of calibration images cannot promise."""
+    """A false-alarm rate that the number of good images cannot guarantee."""
 
 
 class TrainingError(CdoError):
     """A training that must not go on, for instance because its loss is not a number."""
 
 
+class ModelError(CdoError):
+    """A model whose output is not a number: its weights are damaged."""
+
+
 class BundleError(CdoError):
-    """A run folder that is missing, incomplete or written by an incompatible version."""
+    """A run folder that is missing, incomplete, damaged or written by an incompatible version."""
+
+
+class BusyError(BundleError):
+    """A folder that another process is writing to."""
 
 
 class ExportError(CdoError):
     """An exported model that does not give the answers of the model it was made from."""
+
+
+class OutputError(CdoError):
+    """A result that cannot be written."""
+
+
+class CdoWarning(UserWarning):
+    """Something that a person should know; the work goes on. The command line prints it as one line."""
 
 
 class MissingExtraError(CdoError, ImportError):

@@ -1,4 +1,4 @@
-"""Where a bundle and its figures come from: versions, the revision of the source, the machine's processors."""
+"""Where a run and its metrics come from: data, versions, the revision of the source, the machine's processors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,65 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-__all__ = ["processors", "revision", "versions"]
+from cdo_ad.files import Document
+
+__all__ = ["DataRecord", "ImageRecord", "Provenance", "processors", "revision", "versions"]
 
 PACKAGES = ("cdo-ad", "torch", "torchvision", "timm", "numpy", "lightning-fabric")
+
+
+class ImageRecord(Document):
+    """One good image that a run was made from."""
+
+    name: str
+    """Its path relative to the data set's folder, or a full path."""
+    digest: str
+    """Of the file's bytes: a copy elsewhere is recognised by it."""
+    category: str = ""
+    group: int
+    """Images of one number are near copies of each other."""
+
+
+class DataRecord(Document):
+    """The data that a run was made from."""
+
+    root: str
+    """The data set's folder at that time; empty in an exported model."""
+    category: str
+    """The category, or the categories joined by commas; empty where the data set names none."""
+    fingerprint: str
+    """Changes with any image, mask, name, label or split."""
+    images: tuple[ImageRecord, ...]
+    """Good images that the run learned from."""
+    held_out: tuple[ImageRecord, ...] = ()
+    """Good images that only calibrate."""
+    split: str
+    """How groups and folds were made, one line for people."""
+    defects: tuple[tuple[str, str], ...] = ()
+    """Full paths of labelled defects that the run learned from: image and mask."""
+    adapted_from: str | None = None
+    """Fingerprint of the data of the run that was adapted."""
+
+    def path(self, record: ImageRecord) -> Path:
+        """The image's file, as it was named when the run was made."""
+        return Path(self.root) / record.name
+
+
+class Provenance(Document):
+    """Where a run comes from."""
+
+    data: DataRecord
+    seed: int
+    device: str
+    devices: int
+    versions: dict[str, str]
+    revision: str | None
+    exported_with: dict[str, str] | None = None
+    """Versions that an export was made with."""
+    int8: dict[str, Any] | None = None
+    """What the gate of the int8 model measured."""
 
 
 def versions() -> dict[str, str]:

@@ -86,6 +86,12 @@ class Prediction:
     """(H, W) bool: anomaly_map > the calibrated pixel threshold."""
     regions: tuple[Region, ...] = ()
     """The connected regions of `mask`, largest score first."""
+    sentence: str = ""
+    """The decision and its reason in words."""
+    category: str = ""
+    """The category that the image was judged as; empty in a run of one category without a name."""
+    category_given: bool = True
+    """False where nobody named the category and the model recognised it."""
     seconds: float = 0.0
     """Wall time of preprocessing, networks and post-processing; decoding the file is not included."""
     path: str = ""
@@ -107,6 +113,9 @@ class Prediction:
             "p_value": self.p_value,
             "anomalous": self.anomalous,
             "threshold": self.threshold,
+            "sentence": self.sentence,
+            "category": self.category,
+            "category_given": self.category_given,
             "regions": [region.to_json() for region in self.regions],
             "seconds": self.seconds,
         }

@@ -116,7 +116,8 @@ def _samples(rules: Rules, layout: str, category: str | None) -> list[Sample]:
 
 def _good_scores(run: Path, samples: Sequence[Sample], device: str) -> dict[Path, float]:
     """Image scores of the good images that can be read, by the detector of a run."""
-    from cdo_ad.inference.detector import load, read_ahead
+    from cdo_ad.data.reading import read_ahead
+    from cdo_ad.inference.detector import load
 
     detector = load(run, device=device)
     good = [sample.path for sample in samples if not sample.anomalous]

@@ -17,7 +17,7 @@ __all__ = ["AsJson", "Category", "Data", "Device", "Layout", "Rate", "Run", "par
 Data = Annotated[Path, typer.Argument(help="Folder of the data set.")]
 Run = Annotated[Path, typer.Argument(help="Run folder written by train.")]
 Layout = Annotated[str, typer.Option(help="auto, folder, mvtec, mvtec3d or visa.")]
-Category = Annotated[str | None, typer.Option(help="Product, where the data set holds several.")]
+Category = Annotated[str | None, typer.Option(help="Category, where the data set or the run has several.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
 Rate = Annotated[float | None, typer.Option(help="Share of good images that may be called anomalous.")]

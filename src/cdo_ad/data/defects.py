@@ -28,7 +28,7 @@ class Defects:
 
     paths: tuple[Path, ...]
     images: Tensor
-    """(K, 3, h, w) uint8."""
+    """(K, 3, h, w) float32 in 0..255."""
     masks: Tensor
     """(K, h, w) bool; a pixel counts if any part of a defect falls on it, so that none is lost by shrinking."""
 

@@ -1,6 +1,7 @@
-"""The training images: decoded once and kept as uint8 at the training size where they fit, else read at each access.
+"""The good images at the networks' size: decoded once and kept where they fit, else read at each access.
 
-Both ways give the same bytes: one function decodes, resizes (`cdo_ad.method.resize.resize`) and rounds.
+Both ways give the same numbers: one function decodes and resizes, as the model does with a new image. Nothing is rounded,
+so training, calibration and inference see the same image.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cdo_ad.data.decode import UInt8Array, read_image
+from cdo_ad.data.reading import require_size
 from cdo_ad.errors import ConfigError, DataError, ImageError
-from cdo_ad.method.resize import resize
+from cdo_ad.method.preprocess import resize
 
 __all__ = ["ImageStore", "load_all", "load_image", "to_size"]
 
@@ -24,14 +26,14 @@ NAMES_SHOWN = 10
 
 
 class ImageStore(Dataset[Tensor]):
-    """Images at the training size; item i is a (3, h, w) uint8 tensor, RGB in [0, 255], of `paths[i]`.
+    """Images at the training size; item i is a (3, h, w) float32 tensor, RGB in [0, 255], of `paths[i]`.
 
     All images are decoded when the store is made, so that every bad file is known before any training: into one
     tensor if that takes no more than `memory_budget` bytes, else only to check them.
     """
 
     images: Tensor | None
-    """(N, 3, h, w) uint8, all images in the order of `paths`; None where they are read at each access."""
+    """(N, 3, h, w) float32, all images in the order of `paths`; None where they are read at each access."""
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class ImageStore(Dataset[Tensor]):
         Args:
             paths: the images' files.
             size: (h, w) of the training images, in pixels.
-            memory_budget: bytes that the kept images may take: 3 * h * w for each. 0 keeps none.
+            memory_budget: bytes that the kept images may take: 12 * h * w for each. 0 keeps none.
             workers: threads that load; 0 loads in the calling thread. Any number gives the same bytes.
             progress: called in the calling thread as (images done, images in all).
             verify: decode all images once even if they are not kept.
@@ -64,10 +66,10 @@ class ImageStore(Dataset[Tensor]):
         self.paths = tuple(paths)
         self.size = (int(size[0]), int(size[1]))
         self.images = None
-        if len(self.paths) * 3 * self.size[0] * self.size[1] <= memory_budget:
+        if len(self.paths) * 12 * self.size[0] * self.size[1] <= memory_budget:
             self.images = load_all(self.paths, self.size, workers, progress)
         elif verify:
-            _for_each(self.paths, lambda i: read_image(self.paths[i]), workers, progress)
+            _for_each(self.paths, lambda i: _read(self.paths[i]), workers, progress)
 
     @property
     def cached(self) -> bool:
@@ -91,21 +93,21 @@ def load_image(path: Path | str, size: tuple[int, int]) -> Tensor:
         size: (h, w) in pixels.
 
     Returns:
-        (3, h, w) uint8 RGB; resized values are rounded to the nearest integer.
+        (3, h, w) float32 RGB in 0..255, not rounded.
 
     Raises:
-        ImageError: as `read_image`.
+        ImageError: as `read_image`, or a side under 8 pixels.
     """
-    return to_size(read_image(path), size)
+    return to_size(_read(path), size)
+
+
+def _read(path: Path | str) -> UInt8Array:
+    return require_size(read_image(path), str(path))
 
 
 def to_size(image: UInt8Array, size: tuple[int, int]) -> Tensor:
-    """(H, W, 3) uint8 RGB to (3, h, w) uint8; resized values are rounded to the nearest integer."""
-    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
-    if planes.shape[-2:] == torch.Size(size):
-        return planes[0].contiguous()
-    resized = resize(planes.float().contiguous(), size)
-    return resized[0].round_().clamp_(0, 255).to(torch.uint8)
+    """(H, W, 3) uint8 RGB to (3, h, w) float32 in 0..255, not rounded."""
+    return resize(torch.from_numpy(image).permute(2, 0, 1)[None].float(), size)[0].contiguous()
 
 
 def load_all(
@@ -117,12 +119,12 @@ def load_all(
     """Load images into one tensor; beyond it, only the image in work by each thread is held at its full size.
 
     Returns:
-        (N, 3, h, w) uint8, in the order of `paths`.
+        (N, 3, h, w) float32, in the order of `paths`.
 
     Raises:
         ImageError: if images cannot be decoded; names the first ten of them and says how many there are.
     """
-    images = torch.empty((len(paths), 3, *size), dtype=torch.uint8)
+    images = torch.empty((len(paths), 3, *size), dtype=torch.float32)
 
     def load(i: int) -> None:
         images[i] = load_image(paths[i], size)

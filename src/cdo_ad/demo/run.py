@@ -18,7 +18,7 @@ from cdo_ad.evaluation.results import write_results
 from cdo_ad.inference.detector import Detector, load
 from cdo_ad.inference.overlay import side_by_side
 from cdo_ad.inference.predict import predict_files
-from cdo_ad.training.job import train
+from cdo_ad.training.train import train
 from cdo_ad.types import Sample
 
 __all__ = ["Outcome", "run_demo"]
@@ -55,7 +55,7 @@ def run_demo(out: Path, *, quick: bool = False, device: str = "auto", seed: int 
         if quick:
             config = config.replace(epochs=1)
         run = out / "runs" / product
-        train(data, run, config, device=device)
+        train(data, run, config, device=device, interrupted="discard")
         detector = load(run, device=device)
         samples = read_dataset(data)
         evaluation = evaluate(detector, samples)
@@ -68,7 +68,7 @@ def run_demo(out: Path, *, quick: bool = False, device: str = "auto", seed: int 
         calibration = detector.calibration
         sentence = (
             f"trained on good images only; threshold for at most {calibration.false_alarm_rate:.0%} false alarms "
-            f"from {len(calibration.scores)} of them"
+            f"from {calibration.images} of them"
         )
         yield Outcome(product, sentence, evaluation, run, sheet, overlays)
 
@@ -83,6 +83,8 @@ def _sheet(detector: Detector, samples: list[Sample], file: Path) -> None:
         image = read_image(sample.path)
         truth = np.zeros(image.shape[:2], bool) if sample.mask_path is None else read_mask(sample.mask_path)
         prediction = detector.predict(image)
-        rows.append(side_by_side(image, prediction, detector.calibration.pixel_threshold, truth))
+        rows.append(
+            side_by_side(image, prediction, detector.calibration.of(prediction.category).pixel_threshold, truth)
+        )
         rows.append(np.full((4, rows[-1].shape[1], 3), 255, dtype=np.uint8))
     Image.fromarray(np.concatenate(rows[:-1])).save(file)

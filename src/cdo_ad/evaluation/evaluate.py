@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from cdo_ad.data.decode import read_mask
+from cdo_ad.data.reading import read_ahead
 from cdo_ad.errors import DataError, ImageError
 from cdo_ad.evaluation.metrics import PixelMetrics, decision_metrics, image_metrics
 from cdo_ad.evaluation.pixel_histogram import PixelHistograms
 from cdo_ad.files import finite
-from cdo_ad.inference.detector import Detector, read_ahead, resize_map
+from cdo_ad.inference.detector import Detector, resize_map
 from cdo_ad.progress import progress_bar
 from cdo_ad.types import GOOD, MaskArray, Sample
 
@@ -57,8 +58,8 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
     """Judge the test images and compare with the data set's labels and masks.
 
     The label of an image is the data set's; pixels are compared at the image's own size. A defect image without a
-    mask counts in the image figures only. Defects that the run has learned from are left out and counted in
-    `figures["n"]["learned"]`.
+    mask counts in the image metrics only. Defects that the run has learned from are left out and counted in
+    `metrics["n"]["learned"]`.
 
     Args:
         detector: the calibrated model.
@@ -89,7 +90,8 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
             except DataError as error:
                 failures.append(str(error))
                 continue
-            prediction = detector.predict(image, path=str(path), regions=False)
+            category = sample.category if sample.category in detector.categories else None
+            prediction = detector.predict(image, category=category, path=str(path), regions=False)
             scored.append(Scored(sample, prediction.score, prediction.p_value, prediction.anomalous))
             if mask is not None:
                 anomaly_map = prediction.anomaly_map if at_size is None else resize_map(prediction.anomaly_map, at_size)
@@ -97,34 +99,33 @@ def evaluate(detector: Detector, samples: Sequence[Sample], *, at_size: tuple[in
                 counts.add(len(scored) - 1, anomaly_map, mask)
     if not scored:
         raise DataError(f"none of the {len(test)} test images can be read; the first: {failures[0]}")
-    figures, overall = _all_figures(scored, pixel, detector.calibration.image_threshold)
-    figures["n"]["failed"] = len(failures)
-    figures["n"]["learned"] = len(there) - len(test)
-    return Evaluation(figures, tuple(scored), tuple(failures), overall, counts)
+    metrics, overall = _all_metrics(scored, pixel, detector.calibration.false_alarm_rate)
+    metrics["n"]["failed"] = len(failures)
+    metrics["n"]["learned"] = len(there) - len(test)
+    return Evaluation(metrics, tuple(scored), tuple(failures), overall, counts)
 
 
 def _learned(detector: Detector) -> set[str]:
     """The defects that the run learned from (`train --defects`), by their full paths."""
-    data = detector.bundle.provenance["data"] if detector.bundle is not None else {}
-    return {image for image, _ in data.get("defects", [])}
+    return set() if detector.bundle is None else {image for image, _ in detector.bundle.data.defects}
 
 
-def _all_figures(
-    scored: Sequence[Scored], pixel: dict[str, PixelMetrics], threshold: float
+def _all_metrics(
+    scored: Sequence[Scored], pixel: dict[str, PixelMetrics], rate: float
 ) -> tuple[dict[str, Any], PixelMetrics]:
-    """The figures of all images, `per_type` those of each type against the good ones; and the pixels of all."""
+    """The metrics of all images, `per_type` those of each type against the good ones; and the pixels of all."""
     overall = _merged(pixel.values())
-    figures = _figures(scored, overall, threshold)
-    figures["per_type"] = {
-        name: _figures(
+    metrics = _metrics(scored, overall, rate)
+    metrics["per_type"] = {
+        name: _metrics(
             [s for s in scored if s.sample.defect_type in (GOOD, name)],
             _merged(pixel[key] for key in (GOOD, name) if key in pixel),
-            threshold,
+            rate,
         )
         for name in pixel
         if name != GOOD
     }
-    return figures, overall
+    return metrics, overall
 
 
 def _merged(parts: Iterable[PixelMetrics]) -> PixelMetrics:
@@ -148,12 +149,12 @@ def _mask(sample: Sample, size: tuple[int, int], at_size: tuple[int, int] | None
     return np.asarray(share) > 0
 
 
-def _figures(scored: Sequence[Scored], pixel: PixelMetrics, threshold: float) -> dict[str, Any]:
+def _metrics(scored: Sequence[Scored], pixel: PixelMetrics, rate: float) -> dict[str, Any]:
     labels = np.array([s.sample.anomalous for s in scored])
     scores = np.array([s.score for s in scored])
     return {
         "image": image_metrics(labels, scores),
         "pixel": pixel.compute(),
-        "decision": decision_metrics(labels, scores, threshold),
+        "decision": decision_metrics(labels, np.array([s.anomalous for s in scored]), rate),
         "n": {"good": int((~labels).sum()), "anomalous": int(labels.sum())},
     }

@@ -17,7 +17,7 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.errors import ConfigError, DataError
+from cdo_ad.errors import ConfigError, DataError, needs_extra
 from cdo_ad.evaluation.histogram import ScoreHistogram, Steps, sort_keys
 from cdo_ad.types import Float32Array, MaskArray
 
@@ -41,7 +41,8 @@ class Rate(TypedDict):
 class DecisionMetrics(TypedDict):
     """What a threshold does: the rate of good images rejected, and of defective images found."""
 
-    threshold: float
+    rate: float
+    """The false-alarm rate that the thresholds are for."""
     false_alarm_rate: Rate
     detection_rate: Rate
 
@@ -89,45 +90,34 @@ def rate_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, floa
         raise ConfigError(f"events and trials must obey 0 <= k <= n, got k = {k}, n = {n}: check the counts")
     if not 0.0 < confidence < 1.0:
         raise ConfigError(f"confidence must lie in (0, 1), got {confidence}: 0.95 is usual")
-    tail = (1.0 - confidence) / 2.0
-    return 1.0 - _upper_end(n - k, n, tail), _upper_end(k, n, tail)
+    if n == 0:
+        return 0.0, 1.0
+    with needs_extra("evaluate", "an evaluation"):
+        from scipy.stats import binomtest
+
+    interval = binomtest(k, n).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)
 
 
-def _upper_end(k: int, n: int, tail: float) -> float:
-    """Find the rate p at which k or fewer events in n trials have probability `tail`, by bisection; 1 for k = n."""
-    if k == n:
-        return 1.0
-    i = np.arange(k + 1)
-    log_binomial = np.concatenate(([0.0], np.cumsum(np.log((n + 1 - i[1:]) / i[1:]))))  # log C(n, i)
-    low, high = k / n, 1.0
-    for _ in range(60):
-        p = (low + high) / 2.0
-        if p in (low, high):
-            break
-        below = np.exp(log_binomial + i * np.log(p) + (n - i) * np.log1p(-p)).sum()
-        low, high = (p, high) if below > tail else (low, p)
-    return (low + high) / 2.0
-
-
-def decision_metrics(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> DecisionMetrics:
-    """False-alarm and detection rate of the decision ``score > threshold``, with 95 % binomial intervals.
+def decision_metrics(labels: npt.ArrayLike, decisions: npt.ArrayLike, rate: float) -> DecisionMetrics:
+    """False-alarm and detection rate of decisions, with 95 % binomial intervals.
 
     Args:
         labels: (N,) bool (or 0 and 1), True for a defective image.
-        scores: (N,) finite floats.
-        threshold: the calibrated threshold.
+        decisions: (N,) bool (or 0 and 1), True for an image that was called anomalous.
+        rate: the false-alarm rate that the decisions are for.
 
     Returns:
-        The threshold and two rates, each over the images of its class. The intervals hold for the threshold as
-        given: they do not contain the chance in its calibration.
+        The rate and two measured ones, each over the images of its class. The intervals hold for the thresholds as
+        given: they do not contain the chance in their calibration.
 
     Raises:
         DataError: as `image_metrics`.
     """
-    truth, values = _checked(labels, scores)
-    alarm = values > threshold
+    truth, values = _checked(labels, np.asarray(decisions, dtype=np.float64))
+    alarm = values > 0
     return {
-        "threshold": float(threshold),
+        "rate": float(rate),
         "false_alarm_rate": _rate(int(alarm[~truth].sum()), int((~truth).sum())),
         "detection_rate": _rate(int(alarm[truth].sum()), int(truth.sum())),
     }

@@ -18,18 +18,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.bundle import METRICS, Bundle, read_bundle, write_json
+from cdo_ad.bundle import Bundle, locked, read_bundle
 from cdo_ad.data.split import fingerprint
 from cdo_ad.errors import BundleError
 from cdo_ad.evaluation.evaluate import Evaluation
 from cdo_ad.evaluation.metrics import decision_metrics
 from cdo_ad.evaluation.pixel_histogram import PixelHistograms, PixelTable
-from cdo_ad.files import relative_name
+from cdo_ad.files import relative_name, write_json, write_text
 from cdo_ad.types import GOOD, Sample
 
 __all__ = ["Results", "images_csv", "read_results", "write_results"]
 
-IMAGES, PIXELS = "images.csv", "pixels.npz"
+METRICS, IMAGES, PIXELS = "metrics.json", "images.csv", "pixels.npz"
 RATES: tuple[Literal["detection_rate"], Literal["false_alarm_rate"]] = ("detection_rate", "false_alarm_rate")
 COLUMNS = ("path", "defect_type", "score", "p_value", "anomalous")
 
@@ -59,11 +59,6 @@ class Results:
         """(N,) the truth."""
         return np.array([kind != GOOD for kind in self.types])
 
-    @property
-    def threshold(self) -> float:
-        """The image threshold of the decisions."""
-        return float(self.metrics["decision"]["threshold"])
-
 
 def write_results(
     run: Path, evaluation: Evaluation, samples: Sequence[Sample], root: Path, at_size: tuple[int, int] | None = None
@@ -83,6 +78,7 @@ def write_results(
     test = [item.sample for item in evaluation.scored]
     document = {
         **evaluation.to_json(),
+        "weights_sha256": read_bundle(run).weights_sha256,
         "data": {
             "root": str(root.resolve()),
             "category": next((sample.category for sample in samples), ""),
@@ -90,11 +86,12 @@ def write_results(
             "at_size": None if at_size is None else list(at_size),
         },
     }
-    write_json(run / METRICS, document)
-    (run / IMAGES).write_text(images_csv(evaluation, root), encoding="utf-8")
-    (run / PIXELS).unlink(missing_ok=True)
-    if evaluation.counts is not None:
-        evaluation.counts.save(run / PIXELS)
+    with locked(run):
+        write_json(run / METRICS, document)
+        write_text(run / IMAGES, images_csv(evaluation, root))
+        (run / PIXELS).unlink(missing_ok=True)
+        if evaluation.counts is not None:
+            evaluation.counts.save(run / PIXELS)
     return document
 
 
@@ -127,7 +124,7 @@ def read_results(run: Path | str) -> Results:
     file = bundle.path / PIXELS
     pixels = PixelHistograms.load(file, len(paths)) if file.is_file() else None
     results = Results(bundle, metrics, paths, types, numbers[0], numbers[1], numbers[2] > 0, pixels)
-    again = decision_metrics(results.anomalous, results.scores, results.threshold)
+    again = decision_metrics(results.anomalous, results.decisions, metrics["decision"].get("rate", 0.0))
     if any(again[key]["count"] != metrics["decision"][key].get("count") for key in RATES):
         raise BundleError(f"{bundle.path}: metrics.json and images.csv are of two evaluations: {_again(bundle)}")
     return results

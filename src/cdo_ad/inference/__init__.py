@@ -1,0 +1,1 @@
+"""Judging images with a run or an exported model."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,172 +17,219 @@ from PIL import Image
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
 from cdo_ad.data.decode import as_rgb, read_image
-from cdo_ad.errors import BundleError, ConfigError, ImageError, needs_extra
-from cdo_ad.inference.engines.torch import Runtime, TorchRuntime, infer_stream, load_network
+from cdo_ad.data.reading import require_size
+from cdo_ad.errors import BundleError, CdoWarning, ConfigError, ImageError
+from cdo_ad.inference.artifact import FILES, INT8_FILE, is_export
+from cdo_ad.inference.engines import load_export
+from cdo_ad.inference.engines.base import UNKNOWN, Engine, Output, infer_stream
+from cdo_ad.inference.engines.torch import TorchEngine, choose_device, gpu_present, load_model
 from cdo_ad.inference.regions import find_regions
 from cdo_ad.types import Float32Array, Prediction
 
-__all__ = ["BACKENDS", "Detector", "ahead", "calibration_scores", "load", "read_ahead", "resize_map"]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+__all__ = ["BACKENDS", "Detector", "Item", "load", "resize_map"]
 
 BACKENDS = ("auto", "torch", "openvino", "openvino-int8", "onnx")
-SMALLEST_SIDE = 8  # pixels; less is no image of a product but a mistake
+
+
+class Item(NamedTuple):
+    """One image of a stream."""
+
+    name: str
+    image: npt.NDArray[Any] | ImageError
+    """An array as `Detector.predict` takes it, or the error in its place."""
+    category: str | None = None
+    """None where nobody knows it."""
 
 
 class Detector:
     """A calibrated model. Make one with `cdo_ad.load(run)`."""
 
-    def __init__(self, runtime: Runtime, calibration: Calibration, bundle: Bundle | None = None) -> None:
-        """Join an engine and the calibration made with it; `bundle` is kept for its provenance."""
-        self.runtime = runtime
+    def __init__(self, engine: Engine, calibration: Calibration, bundle: Bundle | None = None) -> None:
+        """Join an engine and the calibration that was made with its model; `bundle` is kept for its provenance."""
+        self.engine = engine
         self.calibration = calibration
         self.bundle = bundle
 
-    def predict(self, image: npt.NDArray[Any], *, path: str = "", regions: bool = True) -> Prediction:
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the model's categories; one of no name in most runs."""
+        return tuple(self.calibration.categories)
+
+    def at_rate(self, false_alarm_rate: float) -> Detector:
+        """The same with the thresholds for another false-alarm rate; raises CalibrationError."""
+        return Detector(self.engine, self.calibration.at_rate(false_alarm_rate), self.bundle)
+
+    def predict(
+        self, image: npt.NDArray[Any], *, category: str | None = None, path: str = "", regions: bool = True
+    ) -> Prediction:
         """Judge one image.
 
         Args:
             image: (H, W), (H, W, 1), (H, W, 2), (H, W, 3) RGB or (H, W, 4) RGBA; uint8, uint16 or bool.
+            category: what the image shows, in a run of several categories; None lets the model recognise it.
             path: copied into the prediction.
             regions: find the connected regions of the mask.
 
         Raises:
             ImageError: an array that is no image, or one with a side under 8 pixels.
+            ConfigError: a category that the run does not have.
+            ModelError: the model gives values that are not numbers.
         """
-        rgb = checked(as_rgb(image, path or "the array"), path or "the array")
+        name = path or "the array"
+        rgb = require_size(as_rgb(image, name), name)
+        number = self._number(category)
         start = time.perf_counter()
-        maps, scores = self.runtime.infer(rgb[None])
-        return self._prediction(maps[0], float(scores[0]), rgb.shape[:2], path, regions, start)
+        output = self.engine.infer(rgb[None], np.array([number], np.int64))
+        return self.prediction(output, (rgb.shape[0], rgb.shape[1]), number, path=path, regions=regions, start=start)
 
-    def predict_file(self, path: Path | str, *, regions: bool = True) -> Prediction:
+    def predict_file(self, path: Path | str, *, category: str | None = None, regions: bool = True) -> Prediction:
         """Read and judge one file; raises ImageError, which names it, if it cannot be read."""
-        return self.predict(read_image(path), path=str(path), regions=regions)
+        return self.predict(read_image(path), category=category, path=str(path), regions=regions)
 
     def predict_stream(
-        self, images: Iterable[tuple[str, npt.NDArray[np.uint8] | ImageError]], *, regions: bool = True
+        self, items: Iterable[Item], *, regions: bool = True
     ) -> Iterator[tuple[npt.NDArray[np.uint8], Prediction] | ImageError]:
         """Judge a stream: where the engine can, several images at a time while the next ones are decoded.
 
         Args:
-            images: name and image, (H, W, 3) uint8 as `read_image` gives it, or the error in its place.
+            items: images, or errors in their places.
             regions: as in `predict`.
 
         Yields:
-            In order, the image and what `predict` says of it (`seconds` count from when it was handed over), or the
-            error.
+            In order, the image as RGB and what `predict` says of it (`seconds` count from when it was handed over), or
+            the error. An array that is no image gives an error in its place and stops nothing.
+
+        Raises:
+            ConfigError, ModelError: as `predict`.
         """
-        waiting: deque[tuple[str, npt.NDArray[np.uint8] | ImageError, float]] = deque()
+        waiting: deque[tuple[str, npt.NDArray[np.uint8] | ImageError, int, float]] = deque()
 
-        def good() -> Iterator[npt.NDArray[np.uint8]]:
-            for name, image in images:
-                waiting.append((name, image, time.perf_counter()))
-                if not isinstance(image, ImageError):
-                    yield checked(image, name)
+        def good() -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+            for name, image, category in items:
+                number, start = self._number(category), time.perf_counter()
+                try:
+                    rgb = image if isinstance(image, ImageError) else require_size(as_rgb(image, name), name)
+                except ImageError as error:
+                    rgb = error
+                waiting.append((name, rgb, number, start))
+                if not isinstance(rgb, ImageError):
+                    yield rgb, number
 
-        for small, score in infer_stream(self.runtime, good()):
-            name, image, start = waiting.popleft()
-            while isinstance(image, ImageError):
-                yield image
-                name, image, start = waiting.popleft()
-            yield image, self._prediction(small, score, image.shape[:2], name, regions, start)
-        for _, image, _ in waiting:
-            if isinstance(image, ImageError):
-                yield image
+        for output in infer_stream(self.engine, good()):
+            name, rgb, number, start = waiting.popleft()
+            while isinstance(rgb, ImageError):
+                yield rgb
+                name, rgb, number, start = waiting.popleft()
+            size = (rgb.shape[0], rgb.shape[1])
+            yield rgb, self.prediction(output, size, number, path=name, regions=regions, start=start)
+        for _, rgb, _, _ in waiting:
+            if isinstance(rgb, ImageError):
+                yield rgb
 
-    def _prediction(
-        self, small: Float32Array, score: float, size: tuple[int, ...], path: str, regions: bool, start: float
+    def prediction(
+        self,
+        output: Output,
+        size: tuple[int, int],
+        given: int = UNKNOWN,
+        *,
+        path: str = "",
+        regions: bool = True,
+        start: float | None = None,
     ) -> Prediction:
-        score = self.calibration.settle(score)
-        anomaly_map = resize_map(small, (size[0], size[1]))
-        mask = anomaly_map > self.calibration.pixel_threshold
+        """What an engine's output for one image says.
+
+        Args:
+            output: of a batch of one.
+            size: (H, W) of the image, to which the map is brought.
+            given: the category's number that was handed to the engine.
+            path: copied into the prediction.
+            regions: find the connected regions of the mask.
+            start: `time.perf_counter()` when the image was handed over; None gives 0 seconds.
+        """
+        category = self.categories[int(output.categories[0])]
+        calibration = self.calibration
+        score = calibration.settle(float(output.scores[0]), category)
+        anomaly_map = resize_map(output.maps[0], size)
+        mask = calibration.mark(anomaly_map, category)
         return Prediction(
             score=score,
-            p_value=self.calibration.p_value(score),
-            anomalous=score > self.calibration.image_threshold,
-            threshold=self.calibration.image_threshold,
+            p_value=calibration.p_value(score, category),
+            anomalous=calibration.decide(score, category),
+            threshold=calibration.of(category).image_threshold,
             anomaly_map=anomaly_map,
             mask=mask,
             regions=find_regions(mask, anomaly_map) if regions else (),
-            seconds=time.perf_counter() - start,
+            sentence=calibration.sentence(score, category),
+            category=category,
+            category_given=given != UNKNOWN or len(self.categories) == 1,
+            seconds=0.0 if start is None else time.perf_counter() - start,
             path=path,
         )
+
+    def _number(self, category: str | None) -> int:
+        if len(self.categories) == 1:
+            return 0
+        if category is None:
+            return UNKNOWN
+        if category not in self.categories:
+            raise ConfigError(f"there is no category {category!r}: this run has {', '.join(self.categories)}")
+        return self.categories.index(category)
 
 
 def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: str = "latency") -> Detector:
     """The detector of a run folder or of an exported model.
 
     Args:
-        run: a folder written by `cdo-ad train`, or an exported `.xml` or `.onnx` file, which needs nothing else: no
-            run folder, no torch.
-        backend: `torch`; `openvino`, `openvino-int8` or `onnx` (the run's exported model of that kind); `auto`: the
-            run's OpenVINO model in float32 where there is one and a CPU is to be used, else torch. An int8 model
-            judges by its own calibration, which is inside its file, never by the run's.
+        run: a folder written by `cdo-ad train`, or an exported `.xml` or `.onnx` file, which needs neither the run
+            folder nor torch.
+        backend: `torch`; `openvino`, `openvino-int8` or `onnx` (the run's exported model of that kind); `auto`: a GPU
+            with torch where there is one, else the run's OpenVINO model in float32 where it was exported, else torch.
+            An int8 model judges by its own calibration, which is inside its file, never by the run's.
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; what the engine offers.
-        mode: of OpenVINO: `latency` or `throughput`, see `cdo_ad.inference.artifact.OpenVinoRuntime`.
+        mode: of OpenVINO: `latency` or `throughput`, see `cdo_ad.inference.engines.openvino.OpenVinoEngine`.
 
     Raises:
-        BundleError: a folder that is no complete run, an export that is missing or damaged.
+        BundleError: a folder that is no complete run, an export that is missing, damaged or of other weights.
         ConfigError: an unknown backend or mode, or a device that is not there.
         MissingExtraError: the engine is not installed.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}: choose from {', '.join(BACKENDS)}")
-    if Path(run).suffix in (".xml", ".onnx") and not Path(run).is_dir():
-        kind = "openvino" if Path(run).suffix == ".xml" else "onnx"
+    path = Path(run)
+    if is_export(path):
+        kind = "onnx" if path.suffix == ".onnx" else "openvino"
         if backend not in ("auto", kind):
             raise ConfigError(f"{run} runs with {kind}, not with {backend}: leave backend out")
-        return _load_exported(Path(run), device, mode)
-    bundle = read_bundle(run)
-    file = _exported_file(bundle, backend, device)
+        engine = load_export(path, device=device, mode=mode)
+        return Detector(engine, engine.metadata.calibration, engine.metadata.bundle(path))
+    bundle = read_bundle(path)
+    file = _export_to_use(bundle, backend, device)
     if file is not None:
-        from cdo_ad.inference.artifact import load_runtime
-
-        exported = load_runtime(file, device=device, mode=mode)
-        # of one run, a later `calibrate` counts; but scores of another precision are judged by their own calibration
-        exact = exported.metadata.precision == "fp32"
-        return Detector(exported, bundle.calibration if exact else exported.metadata.calibration, bundle)
-    runtime = TorchRuntime(load_network(bundle.config, bundle.model_file), choose_device(device))
-    return Detector(runtime, bundle.calibration, bundle)
-
-
-def _load_exported(file: Path, device: str, mode: str) -> Detector:
-    from cdo_ad.inference.artifact import exported_bundle, load_runtime
-
-    runtime = load_runtime(file, device=device, mode=mode)
-    return Detector(runtime, runtime.metadata.calibration, exported_bundle(file, runtime.metadata))
+        exported = load_export(file, device=device, mode=mode)
+        if exported.metadata.weights_sha256 == bundle.weights_sha256:
+            # a later `calibrate` of the run counts; but scores of another precision have a calibration of their own
+            exact = exported.metadata.precision == "fp32"
+            return Detector(exported, bundle.calibration if exact else exported.metadata.calibration, bundle)
+        stale = f"{file} was made from other weights than those of {path}: export the run again"
+        if backend != "auto" or find_spec("torch") is None:
+            raise BundleError(stale)
+        warnings.warn(f"{stale}; torch judges meanwhile", CdoWarning, stacklevel=2)
+    return Detector(TorchEngine(load_model(bundle), choose_device(device)), bundle.calibration, bundle)
 
 
-def _exported_file(bundle: Bundle, backend: str, device: str) -> Path | None:
+def _export_to_use(bundle: Bundle, backend: str, device: str) -> Path | None:
     """The run's exported model that is to be used; None for torch."""
-    from cdo_ad.inference.artifact import FILES, INT8_FILE
-
     if backend == "torch":
         return None
     names = {**FILES, "auto": FILES["openvino"], "openvino-int8": INT8_FILE}
     file = bundle.path / "export" / names[backend]
     if backend == "auto":
-        wanted = device in ("auto", "cpu") and file.is_file() and find_spec("openvino") is not None
-        return file if wanted else None
+        usable = file.is_file() and find_spec("openvino") is not None
+        return file if usable and (device == "cpu" or (device == "auto" and not gpu_present())) else None
     if not file.is_file():
         how = "openvino --int8" if backend == "openvino-int8" else backend
         raise BundleError(f"{file} is missing: make it with  cdo-ad export {bundle.path} --to {how}")
     return file
-
-
-def choose_device(device: str) -> str:
-    """Resolve `auto`; raises ConfigError for a device that this machine does not have."""
-    with needs_extra("train", "the torch runtime"):
-        import torch
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = device.partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(kind, False):
-        have = ", ".join(name for name, is_there in there.items() if is_there)
-        raise ConfigError(f"device {device!r} is not on this machine: it has {have}")
-    return device
 
 
 def resize_map(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
@@ -196,52 +243,3 @@ def resize_map(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array
         return anomaly_map
     resized = Image.fromarray(anomaly_map).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32)
-
-
-def checked(image: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
-    """The image itself; raises ImageError if a side is shorter than 8 pixels."""
-    height, width = image.shape[:2]
-    if min(height, width) < SMALLEST_SIDE:
-        raise ImageError(f"{name}: {width} x {height} pixels is too small: each side needs {SMALLEST_SIDE} or more")
-    return image
-
-
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 2) -> Iterator[tuple[Item, Result]]:
-    """Call a function of each item in threads, a few ahead of the consumer; yields (item, result) in order."""
-    queue: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            queue.append((item, pool.submit(function, item)))
-            if len(queue) > 2 * threads:
-                first, future = queue.popleft()
-                yield first, future.result()
-        for first, future in queue:
-            yield first, future.result()
-
-
-def read_ahead(paths: Iterable[Path], threads: int = 2) -> Iterator[tuple[Path, npt.NDArray[np.uint8] | ImageError]]:
-    """Decode files in threads, a few ahead of the consumer, in order; a file that fails yields its error."""
-    return ahead(_read, paths, threads)
-
-
-def _read(path: Path) -> npt.NDArray[np.uint8] | ImageError:
-    try:
-        return checked(read_image(path), str(path))
-    except ImageError as error:
-        return error
-
-
-def calibration_scores(runtime: Runtime, paths: Sequence[Path]) -> tuple[list[float], list[float]]:
-    """Image scores and largest map values of good images, one image at a time, as new images come.
-
-    Raises:
-        ImageError: an image that cannot be read.
-    """
-    scores, maxima = [], []
-    for _, image in read_ahead(paths):
-        if isinstance(image, ImageError):
-            raise image
-        maps, score = runtime.infer(image[None])
-        scores.append(float(score[0]))
-        maxima.append(float(maps.max()))
-    return scores, maxima

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cdo_ad.calibration import Calibration
+from cdo_ad.calibration import CategoryCalibration
 from cdo_ad.errors import ConfigError
 
 __all__ = ["Drift", "DriftTest", "drift"]
@@ -32,11 +32,11 @@ BETS = 100
 class DriftTest:
     """The martingale, one score at a time."""
 
-    def __init__(self, calibration: Calibration | Sequence[float], alpha: float = 0.01, seed: int = 0) -> None:
+    def __init__(self, calibration: CategoryCalibration | Sequence[float], alpha: float = 0.01, seed: int = 0) -> None:
         """Start at 1.
 
         Args:
-            calibration: of the detector, or the scores of the held-out good images.
+            calibration: of the images' category (`Calibration.of`), or scores of good images that the detector has not seen.
             alpha: the share of good streams that may be accused falsely, in (0, 1).
             seed: of the numbers that break ties; the same seed and stream give the same answer.
 
@@ -45,7 +45,7 @@ class DriftTest:
         """
         if not 0 < alpha < 1:
             raise ConfigError(f"alpha must lie between 0 and 1, got {alpha}: 0.01 is usual")
-        scores = calibration.scores if isinstance(calibration, Calibration) else calibration
+        scores = calibration.scores if isinstance(calibration, CategoryCalibration) else calibration
         self.alpha = alpha
         self._reference = np.sort(np.asarray(scores, dtype=np.float64))
         self._random = np.random.default_rng(seed)
@@ -116,7 +116,7 @@ class Drift:
 
 
 def drift(
-    calibration: Calibration | Sequence[float], scores: Sequence[float], alpha: float = 0.01, seed: int = 0
+    calibration: CategoryCalibration | Sequence[float], scores: Sequence[float], alpha: float = 0.01, seed: int = 0
 ) -> Drift:
     """Test a stream of scores, in the order of the images.
 

@@ -1,9 +1,12 @@
-"""Judge files, folders and globs: a JSON line and an image for each; a wrong file is reported and the rest goes on."""
+"""Judge files, folders and globs: a JSON line and an overlay for each; a wrong file is reported and the rest goes on."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +14,22 @@ from typing import Any
 from PIL import Image
 
 from cdo_ad.data.decode import list_images, write_png16
-from cdo_ad.errors import DataError, ImageError
-from cdo_ad.inference.detector import Detector, read_ahead
+from cdo_ad.data.reading import read_ahead
+from cdo_ad.errors import CdoError, DataError, ImageError
+from cdo_ad.files import writing
+from cdo_ad.inference.detector import Detector, Item
 from cdo_ad.inference.overlay import map16, overlay
 from cdo_ad.types import Prediction
 
 __all__ = ["Failure", "expand", "predict_files"]
 
+LONGEST_NAME = 200
+"""Bytes of a file's name before the endings that are added; file systems take 255."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A file that could not be judged."""
+    """A file that could not be judged, or whose overlay could not be written."""
 
     path: str
     error: str
@@ -31,78 +39,138 @@ class Failure:
         return {"path": self.path, "error": self.error}
 
 
-def expand(patterns: Sequence[str | Path]) -> list[tuple[Path, Path]]:
+def expand(patterns: Sequence[str | Path]) -> list[tuple[Path, Path] | Failure]:
     """The files that arguments name: files as they are, folders with all below them, globs.
 
     Returns:
-        (file, its name relative to the folder that was given), in order and each file once.
-
-    Raises:
-        DataError: an argument that matches no image.
+        (file, its name relative to the folder that was given), in order and each file once; in the place of an
+        argument that matches no image, a failure.
     """
-    found: dict[Path, Path] = {}
+    found: dict[Path, tuple[Path, Path] | Failure] = {}
     for pattern in map(str, patterns):
         path = Path(pattern)
-        if path.is_dir():
-            files = [(file, file.relative_to(path)) for file in list_images(path, recursive=True)]
-        elif path.is_file():
-            files = [(path, Path(path.name))]
-        else:
-            matches = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 (patterns may be absolute)
-            files = [(match, Path(match.name)) for match in matches if match.is_file()]
+        try:
+            files = _matches(path, pattern)
+        except (CdoError, OSError) as error:
+            found[path] = Failure(pattern, f"{pattern}: {error}" if isinstance(error, OSError) else str(error))
+            continue
         if not files:
-            raise DataError(f"{pattern}: no image there: name a file, a folder with images or a quoted glob")
+            message = f"{pattern}: no image there: name a file, a folder with images or a quoted glob"
+            found.setdefault(path, Failure(pattern, message))
         for file, name in files:
-            found.setdefault(file, name)
-    return list(found.items())
+            found.setdefault(file, (file, name))
+    return list(found.values())
+
+
+def _matches(path: Path, pattern: str) -> list[tuple[Path, Path]]:
+    if path.is_dir():
+        return [(file, file.relative_to(path)) for file in list_images(path, recursive=True)]
+    if path.is_file():
+        return [(path, Path(path.name))]
+    matches = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 (patterns may be absolute)
+    return [(match, Path(match.name)) for match in matches if match.is_file()]
 
 
 def predict_files(
-    detector: Detector, patterns: Sequence[str | Path], out: Path | None = None, *, maps: bool = False
+    detector: Detector,
+    patterns: Sequence[str | Path],
+    out: Path | None = None,
+    *,
+    maps: bool = False,
+    category: str | None = None,
 ) -> Iterator[Prediction | Failure]:
     """Judge every file that the arguments name.
 
     Args:
         detector: the calibrated model.
         patterns: see `expand`.
-        out: where `<name>_overlay.png` (and `<name>_map.png`) go, in the given folder's structure; None draws nothing.
+        out: a folder for `predictions.jsonl`, to which each line is added as soon as its image is judged, and for
+            `<name>_overlay.png` (and `<name>_map.png`) in the given folder's structure; None writes nothing.
         maps: also write the map as 16-bit PNG.
+        category: what all images show, in a run of several categories; None lets the model recognise it.
 
     Yields:
-        A prediction, or a failure for a file that cannot be read, in order.
+        A prediction, or a failure for a file that cannot be read or an overlay that cannot be written, in order.
 
     Raises:
-        DataError: an argument that matches no image; raised before the first file is judged.
+        DataError: no argument matches an image.
+        OutputError: `out` cannot be written to, or the disk is full; what was judged before is in `predictions.jsonl`.
     """
-    files = expand(patterns)
-    targets = _targets([name for _, name in files])
-    threshold = detector.calibration.pixel_threshold
-    decoded = ((str(path), image) for path, image in read_ahead(file for file, _ in files))
-    for (path, _), target, judged in zip(files, targets, detector.predict_stream(decoded), strict=True):
-        if isinstance(judged, ImageError):
-            yield Failure(str(path), str(judged))
-            continue
-        image, prediction = judged
+    wanted = expand(patterns)
+    files = [item for item in wanted if not isinstance(item, Failure)]
+    if not files:
+        raise DataError(next(item.error for item in wanted if isinstance(item, Failure)))
+    targets = dict(zip((file for file, _ in files), _targets([name for _, name in files]), strict=True))
+    decoded = (Item(str(path), image, category) for path, image in read_ahead(file for file, _ in files))
+    judged = detector.predict_stream(decoded)
+    with ExitStack() as stack:
+        lines = None
         if out is not None:
-            file = out / target
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(overlay(image, prediction, threshold)).save(file.with_name(f"{file.name}_overlay.png"))
-            if maps:
-                write_png16(file.with_name(f"{file.name}_map.png"), map16(prediction.anomaly_map, threshold))
-        yield prediction
+            with writing(out):
+                out.mkdir(parents=True, exist_ok=True)
+                lines = stack.enter_context((out / "predictions.jsonl").open("w", encoding="utf-8"))
+        for item in wanted:
+            for result in _results(item, judged, detector, None if out is None else (out, targets, maps)):
+                if lines is not None:
+                    with writing(out or "."):
+                        lines.write(json.dumps(result.to_json()) + "\n")
+                        lines.flush()
+                yield result
+
+
+def _results(
+    item: tuple[Path, Path] | Failure,
+    judged: Iterator[Any],
+    detector: Detector,
+    drawing: tuple[Path, dict[Path, Path], bool] | None,
+) -> Iterator[Prediction | Failure]:
+    if isinstance(item, Failure):
+        yield item
+        return
+    path, _ = item
+    result = next(judged)
+    if isinstance(result, ImageError):
+        yield Failure(str(path), str(result))
+        return
+    image, prediction = result
+    yield prediction
+    if drawing is None:
+        return
+    out, targets, maps = drawing
+    try:
+        _draw(
+            image, prediction, detector.calibration.of(prediction.category).pixel_threshold, out / targets[path], maps
+        )
+    except (CdoError, OSError) as error:
+        yield Failure(str(path), f"{path} was judged, but its overlay cannot be written: {error}")
+
+
+def _draw(image: Any, prediction: Prediction, threshold: float, file: Path, maps: bool) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(overlay(image, prediction, threshold)).save(file.with_name(f"{file.name}_overlay.png"))
+    if maps:
+        write_png16(file.with_name(f"{file.name}_map.png"), map16(prediction.anomaly_map, threshold))
 
 
 def _targets(names: Sequence[Path]) -> list[Path]:
-    """Names without ending, kept apart where two files would share one."""
+    """Names without ending, kept apart where two files would share one, and cut where they are too long."""
     stems = [name.with_suffix("") for name in names]
     taken: set[Path] = set()
     targets = []
     for name, stem in zip(names, stems, strict=True):
-        target = stem if stems.count(stem) == 1 else name
+        target = _short(stem if stems.count(stem) == 1 else name)
         number = 2
         while target in taken:
-            target = name.with_name(f"{name.name}_{number}")
+            target = _short(name.with_name(f"{name.name}_{number}"))
             number += 1
         taken.add(target)
         targets.append(target)
     return targets
+
+
+def _short(target: Path) -> Path:
+    raw = target.name.encode()
+    if len(raw) <= LONGEST_NAME:
+        return target
+    digest = hashlib.sha256(raw).hexdigest()[:12]
+    return target.with_name(f"{raw[: LONGEST_NAME - 13].decode(errors='ignore')}_{digest}")

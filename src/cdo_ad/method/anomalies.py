@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cdo_ad.config import ANOMALY_KINDS, AnomalyKind, BackgroundRule
-from cdo_ad.method.resize import blur_matrix
+from cdo_ad.method.preprocess import blur_matrix
 from cdo_ad.method.white_noise import white_noise
 
 __all__ = ["KINDS", "add_anomalies", "add_anomaly"]
@@ -34,12 +34,12 @@ def add_anomaly(images: Tensor, kind: AnomalyKind, seeds: Sequence[int]) -> tupl
     """Draw one anomaly of a kind into each image.
 
     Args:
-        images: (B, 3, H, W) uint8; left as they are. `perlin` and `cut` take pieces of one another's images.
+        images: (B, 3, H, W) uint8 or float in 0..255; left as they are. `perlin` and `cut` take pieces of one another's images.
         kind: one of `KINDS`.
         seeds: one an image.
 
     Returns:
-        The changed images, (B, 3, H, W) uint8, and where, (B, H, W) bool; with `noise` a mask may be empty.
+        The changed images, of the same shape and type, and where, (B, H, W) bool; with `noise` a mask may be empty.
     """
     if kind == "noise":
         return white_noise(images, seeds)
@@ -48,7 +48,7 @@ def add_anomaly(images: Tensor, kind: AnomalyKind, seeds: Sequence[int]) -> tupl
         draw = _Draw(seed, int(images.shape[-2]), int(images.shape[-1]))
         other = images[draw.integer(0, len(images))].cpu().float()
         image, mask = _DRAWERS[kind](draw, images[i].cpu().float(), other)
-        changed[i] = image.round().clamp(0, 255).to(torch.uint8)
+        changed[i] = image.clamp(0, 255) if images.is_floating_point() else image.round().clamp(0, 255).to(images.dtype)
         masks[i] = mask
     return changed, masks.to(images.device)
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdo_ad.method.resize import blur_matrix, corners_matrix, halfpixel_matrix
+from cdo_ad.method.preprocess import corners_matrix, map_matrix
 
-__all__ = ["anomaly_map", "discrepancies", "discrepancies_plain", "image_score", "map_matrix"]
+__all__ = ["anomaly_map", "discrepancies", "discrepancies_plain", "image_score"]
 
 EPSILON = 1e-12  # the smallest norm that is divided by, as in torch.nn.functional.normalize
 
@@ -105,13 +105,6 @@ def _pair_matrix(target: int, source: int) -> Tensor:
     """(target, 2 source - 1) float32: weights w_i^2 of the points, then w_i w_(i+1) of the neighbouring pairs."""
     weights = corners_matrix(target, source)
     return torch.cat([weights**2, weights[:, :-1] * weights[:, 1:]], dim=1).float()
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def map_matrix(target: int, source: int, sigma: float) -> Tensor:
-    """(target, source) float32: up-sampling to the image (half-pixel centres) and Gaussian blur, in one matrix."""
-    return (blur_matrix(target, sigma) @ halfpixel_matrix(target, source)).float()
 
 
 def anomaly_map(maps: Sequence[Tensor], size: tuple[int, int], sigma: float = 4.0) -> Tensor:

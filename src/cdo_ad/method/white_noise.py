@@ -35,19 +35,19 @@ def image_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def white_noise(images: Tensor, seeds: Sequence[int], background: BackgroundRule = "none") -> tuple[Tensor, Tensor]:
-    """Perturb images with 0 to 4 rectangles of white noise (METHOD: "MOM").
+    """Draw into images 0 to 4 rectangles of white noise (METHOD: "MOM").
 
     The number is uniform on {0, 1, 2, 3, 4}, half sides are whole numbers uniform in [side / 40, side / 10), the centre
     is uniform among the places where the rectangle lies inside the image (and, with `background`, the centre on the
     part), the noise uniform on 0..254 for each pixel and channel.
 
     Args:
-        images: (B, C, H, W) uint8.
+        images: (B, C, H, W) uint8 or float in 0..255.
         seeds: one seed an image, see `image_seed`.
         background: where centres may lie: `"none"` anywhere, otherwise on the part, see `foreground`.
 
     Returns:
-        The perturbed images, (B, C, H, W) uint8, and the union of the rectangles, (B, H, W) bool, on the device of
+        The changed images, (B, C, H, W) of the same type, and the union of the rectangles, (B, H, W) bool, on the device of
         `images`, which is left as it was.
     """
     images = images.clone()
@@ -55,11 +55,11 @@ def white_noise(images: Tensor, seeds: Sequence[int], background: BackgroundRule
     allowed = None if background == "none" else foreground(images, background).cpu()
     for i, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(seed)
-        _perturb(images[i], mask[i], None if allowed is None else allowed[i], generator)
+        _draw_rectangles(images[i], mask[i], None if allowed is None else allowed[i], generator)
     return images, mask
 
 
-def _perturb(image: Tensor, mask: Tensor, allowed: Tensor | None, generator: torch.Generator) -> None:
+def _draw_rectangles(image: Tensor, mask: Tensor, allowed: Tensor | None, generator: torch.Generator) -> None:
     height, width = int(image.shape[-2]), int(image.shape[-1])
     for _ in range(_integer(0, MOST_RECTANGLES + 1, generator)):
         half_h = _half_side(height, generator)
@@ -104,7 +104,7 @@ def foreground(images: Tensor, background: BackgroundRule) -> Tensor:
     counts as part everywhere.
 
     Args:
-        images: (B, C, H, W) uint8.
+        images: (B, C, H, W) uint8 or float in 0..255.
         background: `"none"`, `"extremes"` or `"border"`.
 
     Returns:

@@ -1,8 +1,8 @@
 """Feedback of an operator into a run: false alarms become good images, misses become defects to learn.
 
-The run's own images stay in the training, so that nothing is forgotten; the networks go on from the run's weights for
-a short while or not at all, the density is fitted anew, missed defects are learned to be recognised
-(`cdo_ad.method.defect_head`), the thresholds are calibrated anew.
+The run's own images stay in, so that nothing is forgotten. The networks go on from the run's weights for a short while
+or not at all; branches are fitted anew, missed defects get a branch of their own (`cdo_ad.method.defect_head`), and all
+thresholds follow anew.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import numpy as np
 from cdo_ad.bundle import Bundle, check_writable, read_bundle
 from cdo_ad.config import Config, training_difference
 from cdo_ad.data.decode import list_images
-from cdo_ad.data.split import fingerprint
+from cdo_ad.data.split import content_digest, fingerprint
 from cdo_ad.errors import BundleError, ConfigError, DataError, needs_extra
-from cdo_ad.inference.detector import Detector, calibration_scores, load
+from cdo_ad.inference.calibrate import score_images
+from cdo_ad.inference.detector import Detector, load
+from cdo_ad.inference.engines.base import UNKNOWN
+from cdo_ad.provenance import ImageRecord
 from cdo_ad.types import Sample
 
 with needs_extra("train", "adapting a run"):
     from cdo_ad.data.defects import read_defects
-    from cdo_ad.training.job import Job, named_defects, run_job
+    from cdo_ad.training.material import Material, as_samples
+    from cdo_ad.training.train import Machine, make_run
 
 __all__ = ["Change", "adapt", "refit"]
 
 EPOCHS = 2
 RATE_SHARE = 0.25
 """Of the recipe's learning rate."""
-CALIBRATION_EVERY = 4
-"""Of the new good images every fourth joins the calibration, the others the training."""
-LEAST_SHARE = 0.1
-"""New good images are repeated until they make up this share of the training."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Change:
     """One group of images before and after."""
 
     group: str
-    """`new good`, `new bad`, or `held-out good`: the run's own calibration images, which show what is forgotten."""
+    """`new good`, `new bad`, or `good`: the run's own good images, which show what is forgotten."""
     images: int
     alarms_before: int
     alarms_after: int
@@ -61,27 +61,29 @@ def adapt(
     *,
     good: Path | str | None = None,
     bad: Path | str | None = None,
+    category: str | None = None,
     epochs: int = EPOCHS,
     device: str = "auto",
 ) -> tuple[Bundle, list[Change]]:
     """Make a new run from an old one and an operator's corrections.
 
     Args:
-        run: the run folder; its training images must still be where they were.
-        out: the new run folder; may be `run` itself, which is then replaced when all is done.
+        run: the run folder; its images must still be where they were.
+        out: the new run folder; may be `run` itself, whose model is then replaced when all is done.
         good: folder of good images that were called anomalous.
         bad: folder of defects that were missed, with masks, see `cdo_ad.data.defects.read_defects`.
+        category: of the good images, in a run of several categories; None lets the model recognise it.
         epochs: passes over all images; 0 leaves the apprentice as it is, which takes a minute or two.
-        device: see `cdo_ad.training.job.train`.
+        device: see `cdo_ad.train`.
 
     Returns:
-        The new bundle, and what changed on the corrections and on the old calibration images.
+        The new run, and what changed on the corrections and on the run's own images.
 
     Raises:
         ConfigError: neither good nor bad images; fewer than no epochs.
         DataError: a folder without images, or a defect without a mask.
         BundleError: no run, or its images are gone.
-        CalibrationError, TrainingError: as in `cdo_ad.training.job.train`.
+        CalibrationError, TrainingError, OutputError: as in `cdo_ad.train`.
     """
     if good is None and bad is None:
         raise ConfigError("nothing to learn: give --good FOLDER, --bad FOLDER or both")
@@ -89,31 +91,25 @@ def adapt(
         raise ConfigError(f"epochs must be >= 0, got {epochs}")
     bundle, out = read_bundle(run), Path(out)
     check_writable(out)
-    new_good = _images(good) if good is not None else []
+    _require_own_images(bundle)
+    detector = load(run, backend="torch", device=device)
+    new_good = _good(detector, Path(good), category) if good is not None else []
     new_bad = read_defects(bad) if bad is not None else []
-    old_fit, held_out = _own_images(bundle)
-    new_held_out = new_good[CALIBRATION_EVERY - 1 :: CALIBRATION_EVERY]
-    new_fit = [path for path in new_good if path not in set(new_held_out)]
     groups = {
         "new good": new_good,
-        "new bad": [s.path for s in new_bad],
-        "held-out good": held_out,
+        "new bad": [(s.path, UNKNOWN) for s in new_bad],
+        "good": [(path, bundle.model.categories.index(r.category)) for path, r in _own(bundle)],
     }
-    detector = load(run, backend="torch", device=device)
-    before = {name: _judge(detector, paths) for name, paths in groups.items()}
+    before = {name: _judge(detector, files) for name, files in groups.items()}
     config = bundle.config
     if epochs > 0:
         config = config.replace(epochs=epochs, lr=config.lr * RATE_SHARE)
-    samples = [Sample(path, "train") for path in [*old_fit, *new_good]]
-    job = Job(
-        out, config, old_fit + _repeated(new_fit, len(old_fit)), held_out + new_held_out,
-        [*_own_defects(bundle), *new_bad],
-        fingerprint([*samples, *new_bad], bundle.data_root), start=bundle.model_file,
-        trained=epochs == 0, device=device,
-    )  # fmt: skip
-    adapted = run_job(job, {"data": _describe(bundle, new_fit, new_held_out, new_bad, job.fingerprint)})
+    material = _together(bundle, new_good, new_bad)
+    adapted = make_run(
+        out, config, material, Machine(device=device), start=bundle, interrupted="discard", keep_apprentice=epochs == 0
+    )
     detector = load(out, backend="torch", device=device)
-    after = {name: _judge(detector, paths) for name, paths in groups.items()}
+    after = {name: _judge(detector, files) for name, files in groups.items()}
     return adapted, [_change(name, before[name], after[name]) for name in groups if groups[name]]
 
 
@@ -124,10 +120,7 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
         run: the run folder; its images must still be where they were.
         out: the new run folder.
         config: settings that differ from those of `run` in `cdo_ad.config.AFTER_TRAINING` at most.
-        device: see `cdo_ad.training.job.train`.
-
-    Returns:
-        The new bundle.
+        device: see `cdo_ad.train`.
 
     Raises:
         ConfigError: settings that ask for another training.
@@ -138,75 +131,82 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     before, now = bundle.config.to_json(), config.to_json()
     if key := training_difference(before, now):
         raise ConfigError(f"{key} was {before[key]!r} and is {now[key]!r}: that needs a training of its own")
-    fit, held_out = _own_images(bundle)
-    data = bundle.provenance["data"]
-    job = Job(
-        out, config, fit, held_out, _own_defects(bundle), data["fingerprint"], start=bundle.model_file, trained=True,
-        device=device,
-    )  # fmt: skip
-    return run_job(job, {"data": data})
-
-
-def _images(folder: Path | str) -> list[Path]:
-    found = list_images(Path(folder), recursive=True)
-    if not found:
-        raise DataError(f"{folder}: holds no images")
-    return [path.resolve() for path in found]
-
-
-def _own_images(bundle: Bundle) -> tuple[list[Path], list[Path]]:
-    """The run's fit and calibration images, which must still be there: without them it would forget."""
-    fit = [bundle.data_root / name for name in bundle.provenance["data"]["fit"]]
-    held_out = bundle.calibration_paths
-    gone = [path for path in [*fit, *held_out] if not path.is_file()]
-    if gone or not fit:
-        where = gone[0] if gone else bundle.data_root
-        raise BundleError(
-            f"{where} is gone, and a run is adapted together with the images that it was made from: put them back "
-            "there, or train anew with the corrected images among the good ones"
-        )
-    return fit, held_out
-
-
-def _own_defects(bundle: Bundle) -> list[Sample]:
-    return [Sample(Path(i), "test", "defect", Path(m)) for i, m in bundle.provenance["data"].get("defects", [])]
-
-
-def _repeated(paths: list[Path], others: int) -> list[Path]:
-    """The paths as often as they need to be `LEAST_SHARE` of the training."""
-    if not paths:
-        return []
-    wanted = LEAST_SHARE * others / (1 - LEAST_SHARE)
-    return paths * max(1, round(wanted / len(paths)))
-
-
-def _judge(detector: Detector, paths: Sequence[Path]) -> list[float]:
-    """Image scores in units of the threshold: above 1 is an alarm."""
-    scores, _ = calibration_scores(detector.runtime, paths)
-    return [detector.calibration.settle(score) / detector.calibration.image_threshold for score in scores]
-
-
-def _change(group: str, before: Sequence[float], after: Sequence[float]) -> Change:
-    return Change(
-        group,
-        len(before),
-        sum(score > 1 for score in before),
-        sum(score > 1 for score in after),
-        float(np.median(before)),
-        float(np.median(after)),
+    _require_own_images(bundle)
+    material = Material(bundle.data, bundle.model.categories, tuple(as_samples(bundle.data)))
+    return make_run(
+        out, config, material, Machine(device=device), start=bundle, interrupted="discard", keep_apprentice=True
     )
 
 
-def _describe(
-    bundle: Bundle, fit: Sequence[Path], held_out: Sequence[Path], bad: Sequence[Sample], new_fingerprint: str
-) -> dict[str, Any]:
-    """The old description with the new images added, by their full paths."""
-    old = bundle.provenance["data"]
-    return {
-        **old,
-        "fingerprint": new_fingerprint,
-        "fit": [*old["fit"], *map(str, fit)],
-        "calibration": [*old["calibration"], *map(str, held_out)],
-        "defects": [*old.get("defects", []), *named_defects(bad)],
-        "adapted_from": old["fingerprint"],
-    }
+def _good(detector: Detector, folder: Path, category: str | None) -> list[tuple[Path, int]]:
+    """The operator's good images and the numbers of their categories."""
+    found = [path.resolve() for path in list_images(folder, recursive=True)]
+    if not found:
+        raise DataError(f"{folder}: holds no images")
+    if category is None and len(detector.categories) > 1:
+        return [(p, detector.categories.index(detector.predict_file(p, regions=False).category)) for p in found]
+    number = 0 if category is None else detector.categories.index(category)
+    return [(path, number) for path in found]
+
+
+def _own(bundle: Bundle) -> list[tuple[Path, ImageRecord]]:
+    return [(bundle.data.path(record), record) for record in (*bundle.data.images, *bundle.data.held_out)]
+
+
+def _require_own_images(bundle: Bundle) -> None:
+    """The run's images must still be there and be the same: without them it would forget."""
+    for path, record in _own(bundle):
+        if not path.is_file():
+            raise BundleError(
+                f"{path} is gone, and a run is adapted together with the images that it was made from: put them back "
+                "there, or train anew with the corrected images among the good ones"
+            )
+        if content_digest(path) != record.digest:
+            raise BundleError(f"{path} is not the image that the run was made from: put that one back, or train anew")
+    if not bundle.data.images:
+        raise BundleError(f"{bundle.path} names no images: an exported model cannot be adapted, its run can")
+
+
+def _together(bundle: Bundle, good: Sequence[tuple[Path, int]], bad: Sequence[Sample]) -> Material:
+    """The run's material and the corrections; new images keep their full paths and groups of their own."""
+    old, names = bundle.data, bundle.model.categories
+    known = {record.digest for record in old.images}
+    first = 1 + max((record.group for record in (*old.images, *old.held_out)), default=-1)
+    new = [
+        ImageRecord(name=str(path), digest=content_digest(path), category=names[number], group=first + i)
+        for i, (path, number) in enumerate(good)
+    ]
+    samples = [Sample(path, "train") for path, _ in _own(bundle)] + [Sample(path, "train") for path, _ in good]
+    record = old.model_copy(
+        update={
+            "images": (*old.images, *(record for record in new if record.digest not in known)),
+            "defects": (
+                *old.defects,
+                *((str(s.path.resolve()), str(s.mask_path and s.mask_path.resolve())) for s in bad),
+            ),
+            "fingerprint": fingerprint([*samples, *bad], old.root),
+            "adapted_from": old.fingerprint,
+        }
+    )
+    return Material(record, names, tuple(as_samples(record)))
+
+
+def _judge(detector: Detector, files: Sequence[tuple[Path, int]]) -> list[tuple[float, bool]]:
+    """Image scores in units of the threshold, and decisions."""
+    found = []
+    for score, (_, number) in zip(score_images(detector.engine, files), files, strict=True):
+        category = detector.categories[max(number, 0)]
+        own = detector.calibration.of(category)
+        found.append((score[0] / own.image_threshold, detector.calibration.decide(score[0], category)))
+    return found
+
+
+def _change(group: str, before: Sequence[tuple[float, bool]], after: Sequence[tuple[float, bool]]) -> Change:
+    return Change(
+        group,
+        len(before),
+        sum(alarm for _, alarm in before),
+        sum(alarm for _, alarm in after),
+        float(np.median([score for score, _ in before])),
+        float(np.median([score for score, _ in after])),
+    )

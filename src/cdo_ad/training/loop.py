@@ -1,11 +1,13 @@
-"""The training loop: epochs, steps, the loss of a step. Everything random follows from (seed, epoch, image)."""
+"""The training of the apprentice: epochs, steps, the loss of a step.
+
+Everything random follows from (seed, epoch, image), so a resumed training equals an uninterrupted one.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from cdo_ad.config import Config
 from cdo_ad.errors import TrainingError, needs_extra
@@ -19,21 +21,20 @@ with needs_extra("train", "training"):
     from torch.utils.data import DataLoader, Dataset
 
     from cdo_ad.data.defects import Defects
-    from cdo_ad.data.few import CopyStore
     from cdo_ad.data.store import ImageStore
     from cdo_ad.method.anomalies import add_anomalies
     from cdo_ad.method.discrepancy import discrepancies
     from cdo_ad.method.loss import collaborative_loss
-    from cdo_ad.method.network import CdoNetwork
+    from cdo_ad.method.model import AnomalyModel
     from cdo_ad.method.white_noise import image_seed
 
-__all__ = ["fit"]
+__all__ = ["ApprenticeTraining"]
 
 
 class _Indexed(Dataset[tuple[int, Tensor]]):
     """A store whose items come with their index, from which an image's seed follows."""
 
-    def __init__(self, store: ImageStore | CopyStore) -> None:
+    def __init__(self, store: ImageStore) -> None:
         self.store = store
 
     def __len__(self) -> int:
@@ -43,7 +44,128 @@ class _Indexed(Dataset[tuple[int, Tensor]]):
         return index, self.store[index]
 
 
-def _batches(count: int, batch_size: int, seed: int, epoch: int, rank: int, world: int) -> list[list[int]]:
+class ApprenticeTraining:
+    """Trains the apprentice of a model on good images, and on labelled defects where there are any."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: AnomalyModel,
+        store: ImageStore,
+        config: Config,
+        work: Work,
+        *,
+        defects: Defects | None = None,
+        workers: int = 0,
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            fabric: launched; the model is moved to its device.
+            model: whose apprentice is trained.
+            store: the good images.
+            config: the settings.
+            work: takes checkpoint and log after each epoch; an interrupted training goes on with what it holds.
+            defects: labelled defects that join each step.
+            workers: processes that read images which are not kept in memory.
+        """
+        self.fabric, self.model, self.store, self.config, self.work = fabric, model, store, config, work
+        self.defects, self.workers = defects, workers
+        self.optimizer = make_optimizer(model.apprentice, config)
+        self.first = 0
+        if work.state is not None:
+            model.apprentice.load_state_dict(work.state["apprentice"])
+            self.optimizer.load_state_dict(work.state["optimizer"])
+            self.first = work.state["epoch"]
+        model.to(fabric.device)
+        self.apprentice: nn.Module
+        self.apprentice, self.prepared = fabric.setup(model.apprentice, self.optimizer)
+
+    def run(self) -> None:
+        """Train all epochs that are left; raises TrainingError for a loss that is not a number."""
+        config, fabric = self.config, self.fabric
+        steps = -(-len(self.store) // config.batch_size)
+        with progress_bar() as bar, self.work.board(fabric.is_global_zero) as board:
+            task = bar.add_task("training", total=config.epochs * steps, completed=self.first * steps, note="")
+            for epoch in range(self.first, config.epochs):
+                start, losses = time.perf_counter(), []
+                for loss, done in self.epoch(epoch):
+                    losses.append(loss)
+                    rate = done / (time.perf_counter() - start)
+                    note = f"epoch {epoch + 1}/{config.epochs}  loss {loss:.3f}  {rate:.1f} images/s"
+                    bar.update(task, advance=1, note=note)
+                seconds = time.perf_counter() - start
+                row = {
+                    "epoch": epoch + 1,
+                    "loss": sum(losses) / len(losses),
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "images_per_second": len(self.store) / seconds,
+                    "seconds": seconds,
+                }
+                self.work.rows.append(row)
+                if board is not None:
+                    for name in COLUMNS[1:]:
+                        board.add_scalar(name, row[name], epoch + 1)
+                if fabric.is_global_zero:
+                    self.work.save(self.model.apprentice.state_dict(), self.optimizer.state_dict(), epoch + 1)
+                fabric.barrier()
+
+    def epoch(self, epoch: int) -> Iterator[tuple[float, int]]:
+        """Train one epoch; yields each step's loss and the number of images so far."""
+        config, fabric = self.config, self.fabric
+        batches = split_batches(
+            len(self.store), config.batch_size, config.seed, epoch, fabric.global_rank, fabric.world_size
+        )
+        loader = DataLoader(
+            _Indexed(self.store),
+            batch_sampler=batches,
+            num_workers=0 if self.store.cached else self.workers,
+            pin_memory=fabric.device.type == "cuda",
+        )
+        self.model.train()
+        done = 0
+        for step, (indices, images) in enumerate(loader):
+            for group in self.prepared.param_groups:
+                group["lr"] = config.lr * lr_factor(config, epoch, step, len(batches))
+            planes, masks = self._anomalous(images.to(fabric.device, non_blocking=True), indices.tolist(), epoch, step)
+            loss = self.loss(planes, masks)
+            self.prepared.zero_grad()
+            fabric.backward(loss)
+            self.prepared.step()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value} in epoch {epoch + 1}, step {step + 1}: lower the learning rate "
+                    f"(now {config.lr:g}) with  --set lr={config.lr / 4:g}"
+                )
+            done += len(images) * fabric.world_size
+            yield value, done
+
+    def loss(self, planes: Tensor, masks: Tensor) -> Tensor:
+        """The collaborative loss of one step; (B, 3, H, W) float images and (B, H, W) bool masks of anomalies."""
+        with self.fabric.autocast():
+            normalized = self.model.normalize(planes).contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                expert = self.model.expert(normalized)
+        maps = discrepancies(expert, self.apprentice(normalized))
+        return collaborative_loss(maps, masks, self.config.gamma, self.config.oom)
+
+    def _anomalous(self, images: Tensor, indices: list[int], epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """A step's images with synthetic anomalies, labelled defects after them, and where all of these are."""
+        config = self.config
+        if config.mom:
+            seeds = [image_seed(config.seed, epoch, index) for index in indices]
+            images, masks = add_anomalies(images, config.anomalies, seeds, config.background)
+        else:
+            masks = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
+        if self.defects is None:
+            return images, masks
+        turn = step * self.fabric.world_size + self.fabric.global_rank
+        shown, drawn = draw_defects(self.defects, len(images), config, epoch, turn)
+        return torch.cat([images, shown.to(images)]), torch.cat([masks, drawn.to(masks)])
+
+
+def split_batches(count: int, batch_size: int, seed: int, epoch: int, rank: int, world: int) -> list[list[int]]:
     """The rank's share of each batch of one epoch; a last single image is left out where there are others."""
     generator = torch.Generator().manual_seed(image_seed(seed, epoch, 2**32))
     order: list[int] = torch.randperm(count, generator=generator).tolist()
@@ -53,151 +175,20 @@ def _batches(count: int, batch_size: int, seed: int, epoch: int, rank: int, worl
     return [batch[rank::world] for batch in batches]
 
 
-def fit(
-    fabric: Fabric,
-    network: CdoNetwork,
-    store: ImageStore | CopyStore,
-    defects: Defects | None,
-    config: Config,
-    work: Work,
-    workers: int,
-) -> None:
-    """Train the apprentice; a resumed training goes on after the last whole epoch.
-
-    Args:
-        fabric: launched; moves the network to its device.
-        network: whose apprentice is trained.
-        store: the fit images.
-        defects: labelled defects that join each step, or None.
-        config: the settings.
-        work: takes checkpoint and logs after each epoch.
-        workers: processes that read images which are not kept in memory.
-
-    Raises:
-        TrainingError: a loss that is not a number.
-    """
-    optimizer = _optimizer(network.apprentice, config)
-    first = 0
-    if work.state is not None:
-        network.apprentice.load_state_dict(work.state["apprentice"])
-        optimizer.load_state_dict(work.state["optimizer"])
-        first = work.state["epoch"]
-    network.to(fabric.device)
-    apprentice, prepared = fabric.setup(network.apprentice, optimizer)
-    board = _tensorboard(work.folder) if fabric.is_global_zero else None
-    with progress_bar() as bar:
-        steps = -(-len(store) // config.batch_size)
-        task = bar.add_task("training", total=config.epochs * steps, completed=first * steps, note="")
-        for epoch in range(first, config.epochs):
-            start = time.perf_counter()
-            losses = []
-            for loss, done in _epoch(fabric, network, apprentice, prepared, store, defects, config, epoch, workers):
-                losses.append(loss)
-                rate = done / (time.perf_counter() - start)
-                note = f"epoch {epoch + 1}/{config.epochs}  loss {loss:.3f}  {rate:.1f} images/s"
-                bar.update(task, advance=1, note=note)
-            seconds = time.perf_counter() - start
-            row = {
-                "epoch": epoch + 1,
-                "loss": sum(losses) / len(losses),
-                "lr": optimizer.param_groups[0]["lr"],
-                "images_per_second": len(store) / seconds,
-                "seconds": seconds,
-            }
-            work.rows.append(row)
-            if board is not None:
-                for name in COLUMNS[1:]:
-                    board.add_scalar(name, row[name], epoch + 1)
-            if fabric.is_global_zero:
-                work.save(network, optimizer, epoch + 1)
-            fabric.barrier()
-    if board is not None:
-        board.close()
-
-
-def _epoch(
-    fabric: Fabric,
-    network: CdoNetwork,
-    apprentice: nn.Module,
-    optimizer: Any,
-    store: ImageStore | CopyStore,
-    defects: Defects | None,
-    config: Config,
-    epoch: int,
-    workers: int,
-) -> Iterator[tuple[float, int]]:
-    """Train one epoch; yields each step's loss and the number of images so far."""
-    batches = _batches(len(store), config.batch_size, config.seed, epoch, fabric.global_rank, fabric.world_size)
-    loader = DataLoader(
-        _Indexed(store),
-        batch_sampler=batches,
-        num_workers=0 if store.cached else workers,
-        pin_memory=fabric.device.type == "cuda",
-    )
-    network.train()
-    done = 0
-    for step, (indices, images) in enumerate(loader):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * _lr_factor(config, epoch, step, len(batches))
-        images = images.to(fabric.device, non_blocking=True)
-        seeds = [image_seed(config.seed, epoch, int(i)) for i in indices]
-        shown = None
-        if defects is not None:
-            shown = _draw_defects(defects, len(images), config, epoch, step, fabric)
-        loss = _loss(fabric, network, apprentice, images, seeds, config, shown)
-        optimizer.zero_grad()
-        fabric.backward(loss)
-        optimizer.step()
-        value = loss.item()
-        if value != value or abs(value) == float("inf"):
-            raise TrainingError(
-                f"the loss is {value} in epoch {epoch + 1}, step {step + 1}: lower the learning rate "
-                f"(now {config.lr:g}) with  --set lr={config.lr / 4:g}"
-            )
-        done += len(images) * fabric.world_size
-        yield value, done
-
-
-def _draw_defects(
-    defects: Defects, good: int, config: Config, epoch: int, step: int, fabric: Fabric
-) -> tuple[Tensor, Tensor]:
+def draw_defects(defects: Defects, good: int, config: Config, epoch: int, turn: int) -> tuple[Tensor, Tensor]:
     """Labelled defects to go with a step's good images, each as often as any other, mirrored at random."""
     count = max(1, round(good * config.defect_share / (1 - config.defect_share)))
-    seed = image_seed(config.seed, epoch, 2**33 + step * fabric.world_size + fabric.global_rank)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(image_seed(config.seed, epoch, 2**33 + turn))
     chosen = torch.randint(0, len(defects), (count,), generator=generator)
     images, masks = defects.images[chosen], defects.masks[chosen]
     for axis in (-1, -2):
         if torch.randint(0, 2, (), generator=generator):
             images, masks = images.flip(axis), masks.flip(axis)
-    return images.to(fabric.device), masks.to(fabric.device)
+    return images, masks
 
 
-def _loss(
-    fabric: Fabric,
-    network: CdoNetwork,
-    apprentice: nn.Module,
-    images: Tensor,
-    seeds: list[int],
-    config: Config,
-    defects: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """The loss of one step; `defects` join the images, and their masks the synthetic pixels."""
-    if config.mom:
-        images, mask = add_anomalies(images, config.kinds(), seeds, config.background)
-    else:
-        mask = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool, device=images.device)
-    if defects is not None:
-        images, mask = torch.cat([images, defects[0]]), torch.cat([mask, defects[1]])
-    with fabric.autocast():
-        normalised = network.normalise(images).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad():
-            expert = network.expert(normalised)
-    maps = discrepancies(expert, apprentice(normalised))
-    return collaborative_loss(maps, mask, config.gamma, config.oom)
-
-
-def _optimizer(apprentice: nn.Module, config: Config) -> torch.optim.Optimizer:
+def make_optimizer(apprentice: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The optimizer that the settings name."""
     if config.optimizer == "adam":
         return torch.optim.Adam(
             apprentice.parameters(), lr=config.lr, betas=(0.5, 0.999), weight_decay=config.weight_decay
@@ -205,23 +196,15 @@ def _optimizer(apprentice: nn.Module, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(apprentice.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
-def _lr_factor(config: Config, epoch: int, step: int, steps: int) -> float:
+def lr_factor(config: Config, epoch: int, step: int, steps: int) -> float:
     """What the learning rate is multiplied by; a function of the position alone, so that resuming needs no state."""
     if config.schedule == "exponential":
         return config.decay**epoch
     if config.schedule == "step":
         return config.decay if epoch >= 0.8 * config.epochs else 1.0
     if config.schedule == "one-cycle":
-        progress = (epoch * steps + step + 1) / (config.epochs * steps)
-        warm_up = 0.1
+        progress, warm_up = (epoch * steps + step + 1) / (config.epochs * steps), 0.1
         if progress < warm_up:
             return progress / warm_up
-        phase = torch.tensor((progress - warm_up) / (1 - warm_up) * torch.pi)
-        return float(0.5 * (1 + torch.cos(phase)))
+        return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
     return 1.0
-
-
-def _tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where a training starts
-
-    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,148 +1,171 @@
-"""After the apprentice's training: the branches of a run's networks, of each product where there are several."""
+"""After the apprentice's training: branches and thresholds of each category, and the run's files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from safetensors.torch import save
 from torch import Tensor
 
-from cdo_ad.calibration import Calibration, conformal_threshold, images_needed
+from cdo_ad import bundle as bundles
+from cdo_ad.calibration import Calibration
 from cdo_ad.config import Config
 from cdo_ad.data.defects import Defects
-from cdo_ad.data.few import CopyStore
-from cdo_ad.data.store import ImageStore, load_all
-from cdo_ad.inference.detector import calibration_scores
-from cdo_ad.inference.engines.torch import TorchRuntime
-from cdo_ad.method.categories import UnifiedNetwork
+from cdo_ad.data.store import ImageStore
+from cdo_ad.files import write_json
+from cdo_ad.inference.calibrate import score_images
+from cdo_ad.inference.engines.torch import TorchEngine
 from cdo_ad.method.density import whole_image
-from cdo_ad.method.fit import fit_branches
-from cdo_ad.method.network import CdoNetwork
+from cdo_ad.method.fit import FitSettings, LeftOut, fit_branches
+from cdo_ad.method.model import AnomalyModel
 from cdo_ad.progress import progress_bar
+from cdo_ad.provenance import DataRecord, Provenance, revision, versions
+from cdo_ad.training.checkpoint import Work
+from cdo_ad.training.material import Material
 
-__all__ = ["calibrate_categories", "fit_all_branches"]
-
-Part = tuple[CdoNetwork, list[int], tuple[Tensor, Tensor] | None]
-"""One product's networks, its fit images' places in the store, and images and masks of its labelled defects."""
+__all__ = ["fit_and_calibrate", "write_model"]
 
 
-def fit_all_branches(
-    network: CdoNetwork,
-    store: ImageStore | CopyStore,
-    products: Sequence[int],
-    defects: Defects | None,
-    config: Config,
-    device: torch.device,
-) -> None:
-    """Fit the density of each product, see `cdo_ad.method.fit.fit_branches`.
+class _Places:
+    """Some of a store's images, as `cdo_ad.method.fit.ImageSource`."""
+
+    def __init__(self, store: ImageStore, places: Sequence[int]) -> None:
+        self.store, self.places = store, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.store[self.places[index]]
+
+
+def fit_and_calibrate(
+    model: AnomalyModel, store: ImageStore, material: Material, defects: Defects | None, config: Config
+) -> Calibration:
+    """Fit the branches of each category and set its thresholds; leaves the model in eval mode.
 
     Args:
-        network: trained, with a density or several.
-        store: the fit images.
-        products: how many of them, in their order, show each product; with none, `network` tells them apart as it was
-            fitted to do.
-        defects: labelled defects, of any product.
+        model: trained, on its device.
+        store: the good images of `material`.
+        material: their categories, groups and folds.
+        defects: labelled defects, of any category.
         config: the settings.
-        device: where the networks are.
 
     Raises:
         ConfigError: from `fit_branches`.
+        CalibrationError: a score that is not a number.
     """
-    known = None if defects is None else (defects.images, defects.masks)
-    parts: list[Part] = [(network, list(range(len(store))), known)]
-    if isinstance(network, UnifiedNetwork):
-        parts = _by_product(network, store, products, known, config.batch_size, device)
-    for k, (member, places, labelled) in enumerate(parts):
-        with progress_bar() as bar:
-            which = f" of product {k + 1} of {len(parts)}" if len(parts) > 1 else ""
-            task = bar.add_task(f"fitting the density{which}", total=len(places), note="")
-
-            def progress(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total)  # noqa: B023  called within this round only
-
-            fit_branches(
-                member,
-                _unperturbed(store, places, config, device),
-                len(places),
-                config.shares(),
-                config.seed,
-                progress,
-                labelled,
-                config.defect_head_weight,
-            )
+    model.eval()
+    numbers = material.numbers
+    places = [np.flatnonzero(numbers == number).tolist() for number in range(len(material.categories))]
+    contexts = [_contexts(model, _Places(store, own), config.batch_size) for own in places] if len(places) > 1 else []
+    if contexts:
+        model.fit_categories(contexts)
+    scores: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
+    for number, (name, own) in enumerate(zip(material.categories, places, strict=True)):
+        left_out = _fit(
+            model, number, _Places(store, own), material.folds(own, config), _of(model, defects, number), config
+        )
+        scores[name] = (left_out.scores.tolist(), left_out.maxima.tolist())
+    if config.calibration == "held-out":
+        found = score_images(TorchEngine(model, model.mean.device), material.held_out)
+        of = [number for _, number in material.held_out]
+        for number, name in enumerate(material.categories):
+            own_scores = [each for each, at in zip(found, of, strict=True) if at == number]
+            scores[name] = ([score for score, _ in own_scores], [largest for _, largest in own_scores])
+    return Calibration.fit(scores, config.false_alarm_rate, method=config.calibration)
 
 
-@torch.no_grad()
-def _by_product(
-    network: UnifiedNetwork,
-    store: ImageStore | CopyStore,
-    products: Sequence[int],
+def _fit(
+    model: AnomalyModel,
+    number: int,
+    images: _Places,
+    folds: np.ndarray,
     defects: tuple[Tensor, Tensor] | None,
-    batch_size: int,
-    device: torch.device,
-) -> list[Part]:
-    """What belongs to each product; tells `network` what they look like, where `products` says it."""
-    network.eval()
-    batches = torch.split(torch.arange(len(store)), batch_size)
-    seen = [_last_level(network, torch.stack([store[int(i)] for i in batch]), device) for batch in batches]
-    if products:
-        network.fit_categories(torch.split(torch.cat([whole_image(maps) for maps in seen]), list(products)))
-        shown = torch.repeat_interleave(torch.arange(len(products)), torch.tensor(products))
-    else:
-        shown = torch.cat([network.which(maps) for maps in seen]).cpu()
-    places: list[list[int]] = [(shown == k).nonzero().flatten().tolist() for k in range(len(network.products))]
-    if defects is None:
-        return [(member, at, None) for member, at in zip(network.members(), places, strict=True)]
-    images, masks = defects
-    batches = torch.split(images, batch_size)
-    of = torch.cat([network.which(_last_level(network, batch, device)) for batch in batches]).cpu()
-    labelled = [(images[of == k], masks[of == k]) if bool((of == k).any()) else None for k in range(len(places))]
-    return list(zip(network.members(), places, labelled, strict=True))
+    config: Config,
+) -> LeftOut:
+    which = f" of {model.spec.categories[number]}" if len(model.spec.categories) > 1 else ""
+    settings = FitSettings(config.fusion_weights, config.defect_head_weight, config.seed)
+    with progress_bar() as bar:
+        task = bar.add_task(f"fitting the branches{which}", total=len(images), note="")
+        return fit_branches(
+            model, number, images, folds, settings, defects,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
 
 
 @torch.no_grad()
-def calibrate_categories(
-    network: UnifiedNetwork, paths: Sequence[Path], config: Config, device: torch.device
-) -> Calibration:
-    """Give each product's scores the unit of its own threshold, and calibrate in these units.
+def _contexts(model: AnomalyModel, images: _Places, batch_size: int) -> Tensor:
+    """(N, Q) what tells a category apart, of each image."""
+    found = []
+    for start in range(0, len(images), batch_size):
+        planes = torch.stack([images[i] for i in range(start, min(start + batch_size, len(images)))])
+        found.append(whole_image(model.expert(model.normalize(planes.to(model.mean.device)))))
+    return torch.cat(found)
 
-    Each product then keeps the promised rate of false alarms by itself, up to rounding. A product with too few held-out
-    images for the rate takes the threshold of all.
+
+@torch.no_grad()
+def _of(model: AnomalyModel, defects: Defects | None, number: int) -> tuple[Tensor, Tensor] | None:
+    """The labelled defects that show a category, as the model recognises them."""
+    if defects is None:
+        return None
+    device = model.mean.device
+    shown = torch.cat(
+        [model.choose(model.expert(model.normalize(part.to(device)))).cpu() for part in torch.split(defects.images, 16)]
+    )
+    own = shown == number
+    return (defects.images[own], defects.masks[own]) if bool(own.any()) else None
+
+
+def write_model(
+    out: Path,
+    model: AnomalyModel,
+    config: Config,
+    data: DataRecord,
+    calibration: Calibration,
+    fabric: Fabric | None = None,
+    work: Work | None = None,
+) -> None:
+    """Write a run folder; the caller holds its lock.
 
     Args:
-        network: its branches are fitted.
-        paths: the held-out good images.
-        config: the settings, for the rate.
-        device: where the networks are.
+        out: the folder.
+        model: fitted; it is moved to the CPU.
+        config: the settings.
+        data: what it was made from.
+        calibration: of its scores.
+        fabric: says on what it was trained; None for the CPU.
+        work: whose logs go with it.
 
     Raises:
-        CalibrationError: too few images in all.
-        ImageError: an image that cannot be read.
+        BundleError: `out` holds something else than a run.
+        OutputError: the folder cannot be written to.
     """
-    rate = config.false_alarm_rate
-    network.units.fill_(1)
-    scores, maxima = map(np.array, calibration_scores(TorchRuntime(network, device), paths))
-    batches = torch.split(load_all(paths, config.image_size), config.batch_size)
-    shown = torch.cat([network.which(_last_level(network, batch, device)) for batch in batches]).cpu().numpy()
-    for k in range(len(network.products)):
-        own = scores[shown == k]
-        network.units[k] = conformal_threshold(own if len(own) >= images_needed(rate) else scores, rate)
-    units = network.units.cpu().numpy()[shown]
-    return Calibration.fit(scores / units, maxima / units, rate).at_least(network.least_threshold)
-
-
-def _last_level(network: UnifiedNetwork, images: Tensor, device: torch.device) -> list[Tensor]:
-    """What tells the products apart: the last of the expert's maps, as a list of one."""
-    maps: list[Tensor] = network.expert(network.normalise(images.to(device)))
-    return maps[-1:]
-
-
-def _unperturbed(
-    store: ImageStore | CopyStore, places: Sequence[int], config: Config, device: torch.device
-) -> Iterator[Tensor]:
-    """Every image at `places` once, in random order."""
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    for start in range(0, len(order), config.batch_size):
-        yield torch.stack([store[places[i]] for i in order[start : start + config.batch_size]]).to(device)
+    heads = tuple(n for i, n in enumerate(model.spec.categories) if model.branches(i).defect_head is not None)
+    # a copy of each tensor: parts that share memory cannot be saved
+    weights = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    digest = hashlib.sha256(weights).hexdigest()
+    manifest = bundles.Manifest(
+        settings=config,
+        model=model.spec.model_copy(update={"defect_heads": heads}),
+        weights_sha256=digest,
+        provenance=Provenance(
+            data=data,
+            seed=config.seed,
+            device="cpu" if fabric is None else str(fabric.device),
+            devices=1 if fabric is None else fabric.world_size,
+            versions=versions(),
+            revision=revision(),
+        ),
+    )
+    with bundles.write_run(out) as folder:
+        (folder / bundles.MODEL).write_bytes(weights)
+        write_json(folder / bundles.CALIBRATION, calibration.model_copy(update={"weights_sha256": digest}).to_json())
+        write_json(folder / bundles.CONFIG, manifest.to_json())
+        if work is not None:
+            work.move_logs(folder)

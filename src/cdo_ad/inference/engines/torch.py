@@ -1,154 +1,136 @@
-"""Engines that turn images into anomaly maps, behind one contract: a detector need not know which one runs."""
+"""PyTorch, on a CPU or a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.errors import BundleError, needs_extra
+from cdo_ad.bundle import Bundle
+from cdo_ad.errors import BundleError, ConfigError, needs_extra
+from cdo_ad.inference.engines.base import Categories, Output
 from cdo_ad.types import Float32Array
 
 if TYPE_CHECKING:
     import torch
 
-    from cdo_ad.config import Config
-    from cdo_ad.method.network import CdoNetwork
+    from cdo_ad.method.model import AnomalyModel
 
-__all__ = ["Runtime", "TorchRuntime", "infer_stream", "load_network", "load_networks"]
+__all__ = ["TorchEngine", "choose_device", "exact_arithmetic", "gpu_present", "load_model"]
 
-
-class Runtime(Protocol):
-    """Images of one size in, maps at the networks' input size and image scores out."""
-
-    name: str
-
-    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
-        """Run the networks.
-
-        Args:
-            images: (B, H, W, 3) uint8 RGB, any H and W.
-
-        Returns:
-            maps (B, h, w) float32 >= 0 at the networks' input size, scores (B,) float32.
-        """
-        ...
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+"""Files of the drivers of GPUs on Linux: NVIDIA, AMD, Windows' subsystem."""
 
 
-def infer_stream(runtime: Runtime, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[tuple[Float32Array, float]]:
-    """Judge a stream of images, in order; an engine that can have several in flight (`infer_many`) does.
+class TorchEngine:
+    """PyTorch in float32: autocast and TF32 are switched off, so maps are the same on a GPU up to rounding."""
 
-    Args:
-        runtime: any engine.
-        images: (H, W, 3) uint8 each, of any sizes; taken as they are needed.
-
-    Yields:
-        map (h, w) float32 and score of each, the same as `runtime.infer` gives.
-    """
-    many = getattr(runtime, "infer_many", None)
-    if many is not None:
-        yield from many(images)
-        return
-    for image in images:
-        maps, scores = runtime.infer(image[None])
-        yield maps[0], float(scores[0])
-
-
-class TorchRuntime:
-    """PyTorch, on a CPU or a GPU (there in channels-last and, on CUDA, with autocast switched off: maps stay exact)."""
-
-    def __init__(self, network: CdoNetwork, device: torch.device | str = "cpu") -> None:
-        """Take a trained network; it is moved to the device and set to eval mode."""
-        with needs_extra("train", "the torch runtime"):
+    def __init__(self, model: AnomalyModel, device: torch.device | str = "cpu") -> None:
+        """Take a trained model; it is moved to the device and set to eval mode."""
+        with needs_extra("train", "the torch engine"):
             import torch
 
         self.device = torch.device(device)
         self.name = f"torch-{self.device.type}"
-        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
 
-    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
-        """See `Runtime.infer`."""
+    def infer(self, images: npt.NDArray[np.uint8], categories: Categories | None = None) -> Output:
+        """See `Engine.infer`."""
         import torch
 
-        from cdo_ad.method.resize import resize
+        with torch.inference_mode(), exact_arithmetic(self.device):
+            batch, given = self._on_device(images, categories)
+            maps, scores, judged = self.model(batch, given)
+            return Output(maps.cpu().numpy(), scores.cpu().numpy(), judged.cpu().numpy())
 
-        with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-            # NHWC bytes seen as NCHW are channels-last already
-            small = resize(batch.permute(0, 3, 1, 2).float(), self.network.image_size)
-            maps, scores = self.network(small.contiguous(memory_format=torch.channels_last))
-            return maps.cpu().numpy(), scores.cpu().numpy()
+    def explain(self, image: npt.NDArray[np.uint8], category: int) -> dict[str, Float32Array]:
+        """The weighted map of each branch, whose sum, enlarged and blurred, is the anomaly map; (h, w) each, by name.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            category: its number, or `UNKNOWN`.
+        """
+        import torch
+
+        with torch.inference_mode(), exact_arithmetic(self.device):
+            batch, given = self._on_device(image[None], np.array([category], np.int64))
+            return {name: seen[0].cpu().numpy() for name, seen in self.model.explain(batch, given).items()}
+
+    def _on_device(
+        self, images: npt.NDArray[np.uint8], categories: Categories | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        import torch
+
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        return batch, None if categories is None else torch.from_numpy(categories).to(self.device)
 
 
-RECOGNISER = "density.defect_head."
-"""In the name of each tensor of a branch that recognises labelled defects."""
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Float32 as it says: no TF32 in products and convolutions, no autocast; what was set before comes back."""
+    import torch
+
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    same = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    try:
+        with cudnn.flags(**same, allow_tf32=False), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def load_network(config: Config, model_file: Path) -> CdoNetwork:
-    """Build the networks of a bundle and load their weights.
+def load_model(bundle: Bundle) -> AnomalyModel:
+    """Build the model of a run and load its weights.
 
     Raises:
-        BundleError: if the file does not hold the weights of these networks.
+        BundleError: the weights are damaged, do not belong to the run's model, or hold a value that is not finite.
     """
-    with needs_extra("train", "running a bundle with torch"):
-        from safetensors.torch import load_model
+    with needs_extra("train", "running a run folder with torch"):
+        import torch
+        from safetensors.torch import load
 
-        from cdo_ad.method.categories import build
-        from cdo_ad.method.network import CdoNetwork
-    names = _tensor_names(model_file)
-    network = build(config, _products(names), weights="none")
+        from cdo_ad.method.model import AnomalyModel
+    data = bundle.weights()
+    model = AnomalyModel(bundle.model)
     try:
-        for place in {name.partition(RECOGNISER)[0] for name in names if RECOGNISER in name}:
-            member = network.get_submodule(place.rstrip("."))  # the networks themselves, or those of a product
-            if isinstance(member, CdoNetwork):
-                member.add_defect_head()
-        load_model(network, str(model_file))
-    except Exception as error:  # RuntimeError for other tensors
-        raise _damaged(model_file, error) from error
-    return network.eval()
+        state = load(data)
+        model.load_state_dict(state)
+    except Exception as error:  # safetensors raises a type of its own for a damaged file, torch RuntimeError
+        raise BundleError(f"{bundle.path} does not hold the weights of its model: {error}") from error
+    for name, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise BundleError(f"{bundle.path}: the weights {name} hold values that are not numbers: train it again")
+    return model.eval()
 
 
-def load_networks(config: Config, model_file: Path) -> CdoNetwork:
-    """Expert and apprentice of a bundle, whatever branches its settings gave it; the branches of `config` are to be fitted.
-
-    Raises:
-        BundleError: as in `load_network`.
-    """
-    with needs_extra("train", "running a bundle with torch"):
-        from safetensors.torch import load_file
-
-        from cdo_ad.method.categories import UnifiedNetwork, build
-    network = build(config, _products(_tensor_names(model_file)), weights="none")
-    branches: tuple[str, ...] = ("density.", "usual", "shares", "products.")
-    if not isinstance(network, UnifiedNetwork):
-        branches += ("centres", "widths", "units")
+def gpu_present() -> bool:
+    """True where torch is installed and sees a GPU; torch, slow to import, is asked only where there may be one."""
+    if sys.platform == "linux" and not any(Path(file).exists() for file in GPU_DEVICES):
+        return False
     try:
-        state = {name: value for name, value in load_file(model_file).items() if not name.startswith(branches)}
-        missing, unknown = network.load_state_dict(state, strict=False)
-        if wrong := [*unknown, *(name for name in missing if not name.startswith(branches))]:
-            raise ValueError(f"{wrong[0]} is in one of both only")
-    except Exception as error:  # as above
-        raise _damaged(model_file, error) from error
-    return network.eval()
+        import torch
+    except ModuleNotFoundError:
+        return False
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def _tensor_names(model_file: Path) -> list[str]:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(str(model_file), "pt") as file:
-            return list(file.keys())
-    except Exception as error:  # safetensors raises its own type for a truncated file
-        raise _damaged(model_file, error) from error
-
-
-def _damaged(model_file: Path, error: Exception) -> BundleError:
-    return BundleError(f"{model_file} does not hold the networks of its config.json: {error}")
-
-
-def _products(names: Iterable[str]) -> int:
-    """How many products a file's networks are for, by the names of its tensors."""
-    return max(1, len({name.split(".")[1] for name in names if name.startswith("products.")}))
+def choose_device(device: str) -> str:
+    """Resolve `auto`; raises ConfigError for a device that this machine does not have."""
+    with needs_extra("train", "the torch engine"):
+        import torch
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = device.partition(":")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, False):
+        have = ", ".join(name for name, is_there in there.items() if is_there)
+        raise ConfigError(f"device {device!r} is not on this machine: it has {have}")
+    if number and not (number.isdigit() and int(number) < torch.cuda.device_count()):
+        raise ConfigError(f"device {device!r} is not on this machine: it has {torch.cuda.device_count()} of that kind")
+    return device

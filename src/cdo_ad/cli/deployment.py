@@ -10,13 +10,7 @@ import typer
 from cdo_ad.cli.options import AsJson, Run, parse_size, show, show_json
 from cdo_ad.errors import ConfigError
 
-__all__ = ["join"]
-
-
-def join(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command()(export)
-    app.command()(benchmark)
+__all__ = ["VERBS"]
 
 
 def export(
@@ -101,3 +95,6 @@ def _show_stages(stages: dict[str, Any]) -> None:
         values = (f"{each[name]:15.2f}" if name in each else " " * 15 for each in engines.values())
         show(f"{name:23}" + "".join(values))
     show("")
+
+
+VERBS = (export, benchmark)

@@ -1,4 +1,4 @@
-"""The verbs that look at data and runs: `check`, `report`, `table`, `drift`. Joined to `cdo_ad.cli.main`."""
+"""The verbs that look at data and runs: check, report, table."""
 
 from __future__ import annotations
 
@@ -13,18 +13,10 @@ from cdo_ad.errors import ConfigError
 if TYPE_CHECKING:
     from cdo_ad.audit.check import CheckReport
 
-__all__ = ["join"]
+__all__ = ["VERBS"]
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 FILES_SHOWN = 2
-
-
-def join(app: typer.Typer) -> None:
-    """Add the verbs of this module to the command line."""
-    app.command()(check)
-    app.command()(report)
-    app.command()(table)
-    app.command()(drift)
 
 
 def check(
@@ -35,7 +27,6 @@ def check(
         str | None, typer.Option(metavar="HxW", help="Input size of the training, default 256x256.")
     ] = None,
     false_alarm_rate: Rate = None,
-    few: Annotated[bool, typer.Option("--few", help="For a training with --few, which holds no image out.")] = False,
     run: Annotated[
         Path | None, typer.Option(help="A run folder: its detector looks for mislabelled good images.")
     ] = None,
@@ -53,8 +44,6 @@ def check(
         config = config.replace(image_height=wanted[0], image_width=wanted[1])
     if false_alarm_rate is not None:
         config = config.replace(false_alarm_rate=false_alarm_rate)
-    if few:
-        config = config.replace(few=True)
     report = look(data, config, layout=layout, category=category, run=run, device=device)
     if as_json:
         show_json(report.to_json())
@@ -81,11 +70,11 @@ def report(
     seed: Annotated[int, typer.Option(help="Seed of a comparison's resamples.")] = 0,
 ) -> None:
     """Write one self-contained HTML page about a run, or one that compares runs evaluated on the same images."""
-    from cdo_ad.bundle import CONFIG
+    from cdo_ad.bundle import is_run
     from cdo_ad.reporting import write_comparison, write_report
 
     others = others or []
-    runs = [path for path in others if (path / CONFIG).is_file()]
+    runs = [path for path in others if is_run(path)]
     if len(others) > 1 or runs:
         if strange := [path for path in others if path not in runs]:
             raise ConfigError(f"{strange[0]} is not a run folder: to compare, name run folders only")
@@ -116,34 +105,6 @@ def table(
         show(to_text(made))
 
 
-def drift(
-    run: Run,
-    paths: Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, in the order of production.")],
-    alpha: Annotated[float, typer.Option(help="Share of good streams that may be accused falsely.")] = 0.01,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Say whether new good images still look like those of the calibration; exit code 1 when they do not."""
-    from cdo_ad.inference.detector import load
-    from cdo_ad.inference.drift import drift as test
-    from cdo_ad.inference.predict import Failure, predict_files
-
-    detector = load(run, device=device)
-    scores: list[float] = []
-    for result in predict_files(detector, paths):
-        if isinstance(result, Failure):
-            say(f"passed over: {result.error}")
-        else:
-            scores.append(result.score)
-    found = test(detector.calibration, scores, alpha)
-    if as_json:
-        show_json(found.to_json())
-    else:
-        show(found.sentence)
-    if found.drifted:
-        raise typer.Exit(1)
-
-
 def _findings_table(report: CheckReport) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -166,3 +127,6 @@ def _findings_table(report: CheckReport) -> None:
             shown.append(f"and {len(finding.files) - FILES_SHOWN} more (--json lists all)")
         table.add_row(Text(finding.level, STYLES[finding.level]), Text(finding.text), Text("\n".join(shown)))
     console.print(table)
+
+
+VERBS = (check, report, table)

@@ -1,0 +1,118 @@
+"""Set a run's thresholds anew: for another false-alarm rate, or from other good images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cdo_ad.bundle import Bundle, read_bundle, write_calibration
+from cdo_ad.calibration import Calibration
+from cdo_ad.data.readers.layout import list_categories, read_dataset
+from cdo_ad.data.reading import read_ahead
+from cdo_ad.data.split import content_digest
+from cdo_ad.errors import CalibrationError, ImageError
+from cdo_ad.inference.detector import load
+from cdo_ad.inference.engines.base import Engine, infer_stream
+from cdo_ad.types import Sample
+
+__all__ = ["calibrate", "score_images"]
+
+
+def calibrate(
+    run: Path | str,
+    data: Path | str | None = None,
+    *,
+    false_alarm_rate: float = 0.05,
+    layout: str = "auto",
+    category: str | None = None,
+    device: str = "auto",
+) -> Calibration:
+    """Set the thresholds of a run and write them into it.
+
+    Args:
+        run: the run folder.
+        data: other good images, a data set whose training images are taken; None for the scores that the run holds.
+        false_alarm_rate: share of good images that may be called anomalous.
+        layout: see `cdo_ad.read_dataset`.
+        category: the category of the images; None for all that the run has.
+        device: see `cdo_ad.load`.
+
+    Raises:
+        CalibrationError: too few images for the rate, or images that the run learned from.
+        BundleError: no complete run folder. BusyError: another process is writing it.
+        DataError, ImageError: a data set or an image that cannot be used.
+    """
+    bundle = read_bundle(run)
+    if data is None:
+        made = bundle.calibration.at_rate(false_alarm_rate)
+    else:
+        samples = _good(bundle, Path(data), layout, category)
+        _refuse_learned(bundle, [sample.path for sample in samples])
+        engine = load(run, device=device).engine
+        scores = score_images(engine, [(s.path, bundle.model.categories.index(s.category)) for s in samples])
+        by_category: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+        for sample, (score, largest) in zip(samples, scores, strict=True):
+            by_category[sample.category][0].append(score)
+            by_category[sample.category][1].append(largest)
+        kept = {name: (own.scores, own.pixel_maxima) for name, own in bundle.calibration.categories.items()}
+        made = Calibration.fit(
+            {**kept, **by_category}, false_alarm_rate, method="held-out", weights_sha256=bundle.weights_sha256
+        ).at_rate(false_alarm_rate)
+    write_calibration(bundle.path, made)
+    return made
+
+
+def score_images(engine: Engine, files: Iterable[tuple[Path, int]]) -> list[tuple[float, float]]:
+    """Image score and largest map value of good images, as new images get them.
+
+    Args:
+        engine: of the model.
+        files: each with the number of its category.
+
+    Raises:
+        ImageError: an image that cannot be read.
+    """
+    listed = list(files)
+
+    def images() -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+        for (_, number), (_, image) in zip(listed, read_ahead(path for path, _ in listed), strict=True):
+            if isinstance(image, ImageError):
+                raise image
+            yield image, number
+
+    return [(float(out.scores[0]), float(out.maps.max())) for out in infer_stream(engine, images())]
+
+
+def _good(bundle: Bundle, data: Path, layout: str, category: str | None) -> list[Sample]:
+    """The good images of a data set, with the run's names of their categories."""
+    names = bundle.model.categories
+    if len(names) == 1:
+        found = [s for s in read_dataset(data, layout, category) if s.split != "test"]
+        return [Sample(s.path, s.split, category=names[0]) for s in found]
+    if category is not None:
+        own = read_dataset(data, layout, category if category in list_categories(data, layout) else None)
+        return [Sample(s.path, s.split, category=category) for s in own if s.split != "test"]
+    there = list_categories(data, layout)
+    if not there:
+        raise CalibrationError(
+            f"{data}: name the category of these images with --category: the run has {', '.join(names)}"
+        )
+    samples = [s for name in there if name in names for s in read_dataset(data, layout, name) if s.split != "test"]
+    if not samples:
+        raise CalibrationError(f"{data}: holds none of the run's categories, which are {', '.join(names)}")
+    return samples
+
+
+def _refuse_learned(bundle: Bundle, paths: Sequence[Path]) -> None:
+    """By content, so that a copied or moved folder passes no better than the original."""
+    learned = {record.digest for record in bundle.data.images}
+    seen = [path for path in paths if content_digest(path) in learned]
+    if seen:
+        raise CalibrationError(
+            f"{seen[0]}: the run learned from this image ({len(seen)} of {len(paths)} are such): its score promises "
+            "nothing; give other good images, or leave DATA out to use the run's own scores"
+        )

@@ -1,0 +1,154 @@
+"""What a run is made of: good images with their categories, groups and folds, and labelled defects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cdo_ad.calibration import check_count
+from cdo_ad.config import Config
+from cdo_ad.data import read_categories, read_dataset
+from cdo_ad.data.split import by_name, content_digest, fingerprint, group_images, hold_out, make_folds
+from cdo_ad.errors import CalibrationError, ConfigError, DataError
+from cdo_ad.progress import progress_bar
+from cdo_ad.provenance import DataRecord, ImageRecord
+from cdo_ad.types import Sample
+
+__all__ = ["Material", "as_samples", "gather"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Good images and labelled defects of a run to be made."""
+
+    record: DataRecord
+    """What the run will say of them; the images in the same order."""
+    categories: tuple[str, ...]
+    """In the order in which the model numbers them."""
+    defects: tuple[Sample, ...] = ()
+
+    @property
+    def paths(self) -> list[Path]:
+        """Files of the images to learn from."""
+        return [self.record.path(image) for image in self.record.images]
+
+    @property
+    def held_out(self) -> list[tuple[Path, int]]:
+        """Files of the images that only calibrate, each with its category's number."""
+        return [(self.record.path(r), self.categories.index(r.category)) for r in self.record.held_out]
+
+    @property
+    def numbers(self) -> IntArray:
+        """(N,) the category's number of each image to learn from."""
+        return np.array([self.categories.index(image.category) for image in self.record.images], dtype=np.int64)
+
+    def folds(self, places: Sequence[int], config: Config) -> IntArray:
+        """The folds of some of the images to learn from, by their places."""
+        groups = np.array([self.record.images[i].group for i in places])
+        return make_folds(np.unique(groups, return_inverse=True)[1], config.folds, config.seed)
+
+
+def gather(
+    data: Path, config: Config, layout: str, category: str | None, unified: bool, defects: Sequence[Sample]
+) -> Material:
+    """Read a data set's good images, find near copies, and hold images out where the settings say so.
+
+    Args:
+        data: the data set's folder.
+        config: the settings.
+        layout: see `cdo_ad.read_dataset`.
+        category: see `cdo_ad.read_dataset`.
+        unified: all categories of the data set.
+        defects: labelled defects to learn from.
+
+    Raises:
+        ConfigError: a category of a unified model.
+        DataError, ImageError: a data set or an image that cannot be used.
+        CalibrationError: too few good images for the false-alarm rate.
+    """
+    if unified and category is not None:
+        raise ConfigError(f"a unified model takes all categories of {data}: leave the category {category!r} out")
+    listed = read_categories(data, layout) if unified else [read_dataset(data, layout, category)]
+    good = [[s for s in samples if s.split != "test"] for samples in listed]
+    images: list[ImageRecord] = []
+    held_out: list[ImageRecord] = []
+    notes = []
+    for samples in good:
+        own, others, note = _parted(samples, data, config, first=len(images) + len(held_out))
+        images += own
+        held_out += others
+        notes.append(f"{samples[0].category}: {note}" if unified else note)
+    everything = [s for samples in good for s in samples]
+    record = DataRecord(
+        root=str(data.resolve()),
+        category=category or ", ".join(sorted({s.category for s in everything})),
+        fingerprint=fingerprint([*everything, *defects], data),
+        images=tuple(images),
+        held_out=tuple(held_out),
+        split="; ".join(notes),
+        defects=tuple((str(s.path.resolve()), str(s.mask_path and s.mask_path.resolve())) for s in defects),
+    )
+    categories = tuple(samples[0].category for samples in good)
+    return Material(record, categories, tuple(defects))
+
+
+def _parted(
+    samples: Sequence[Sample], data: Path, config: Config, first: int
+) -> tuple[list[ImageRecord], list[ImageRecord], str]:
+    """The images of one category to learn from, those that only calibrate, and a line for people."""
+    train = by_name([s for s in samples if s.split == "train"])
+    own = by_name([s for s in samples if s.split == "calibration"])
+    if not train:
+        raise DataError(f"{data}: there is no good image to learn from: put some into train/good or good")
+    if config.calibration == "cross":
+        train, own = by_name([*train, *own]), []  # every good image teaches and calibrates
+    if len(train) < 2:
+        raise DataError(
+            f"{data}: one good image cannot make a calibrated detector: give 2 at the least, 19 for a false-alarm rate "
+            "of 5 %, 99 for 1 %"
+        )
+    groups, note = np.arange(len(train)), "near copies were not looked for"
+    if config.keep_groups_together:
+        with progress_bar() as bar:
+            task = bar.add_task("looking for near copies", total=len(train), note="")
+            groups, note = group_images([s.path for s in train], lambda: bar.update(task, advance=1))
+    aside = np.zeros(len(train), dtype=bool)
+    if config.calibration == "held-out" and own:
+        note = "the data set's own calibration images are held out"
+    elif config.calibration == "held-out":
+        aside = hold_out(groups, config.held_out_share, config.seed)
+        note = f"{int(aside.sum())} images held out; {note}"
+    records = [
+        ImageRecord(name=_name(s.path, data), digest=content_digest(s.path), category=s.category, group=first + int(g))
+        for s, g in zip(train, groups, strict=True)
+    ]
+    fit = [record for record, out in zip(records, aside, strict=True) if not out]
+    others = [record for record, out in zip(records, aside, strict=True) if out]
+    others += [
+        ImageRecord(
+            name=_name(s.path, data), digest=content_digest(s.path), category=s.category, group=first + len(train) + i
+        )
+        for i, s in enumerate(own)
+    ]
+    if config.calibration == "held-out":
+        if not others:
+            raise CalibrationError("no image can be held out whole groups: set  --set calibration=cross")
+        check_count(len(others), config.false_alarm_rate, samples[0].category)
+    return fit, others, note
+
+
+def _name(path: Path, data: Path) -> str:
+    """By the way that leads there: images may be links to another place."""
+    return Path(os.path.relpath(path.absolute(), data.absolute())).as_posix()
+
+
+def as_samples(record: DataRecord) -> list[Sample]:
+    """The labelled defects of a run."""
+    return [Sample(Path(image), "test", "defect", Path(mask)) for image, mask in record.defects]

@@ -1,0 +1,194 @@
+"""From good images to a run folder: train the apprentice, fit the branches, calibrate, write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdo_ad.bundle import Bundle, check_writable, locked, read_bundle
+from cdo_ad.config import Config, ModelSpec
+from cdo_ad.errors import needs_extra
+from cdo_ad.progress import progress_bar
+from cdo_ad.training.material import Material, gather
+
+with needs_extra("train", "training"):
+    import torch
+    from lightning_fabric import Fabric
+
+    from cdo_ad.data.defects import load_defects, read_defects
+    from cdo_ad.data.store import ImageStore
+    from cdo_ad.inference.engines.torch import load_model
+    from cdo_ad.method.model import AnomalyModel
+    from cdo_ad.training.checkpoint import Interrupted, Work
+    from cdo_ad.training.loop import ApprenticeTraining
+    from cdo_ad.training.postfit import fit_and_calibrate, write_model
+
+__all__ = ["MEMORY_BUDGET", "Machine", "make_run", "train"]
+
+MEMORY_BUDGET = 4 * 2**30
+"""Bytes of decoded images that are kept in memory; a larger training set is read again in each epoch."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a training runs on; none of it changes the result on one device."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `mps` (Fabric's accelerator names)."""
+    devices: int = 1
+    """Number of devices; each trains on its share of every batch."""
+    workers: int = 2
+    """Processes that read images which do not fit in memory, and threads that decode those which do."""
+    memory_budget: int = MEMORY_BUDGET
+
+
+def train(
+    data: Path | str,
+    out: Path | str,
+    config: Config,
+    *,
+    layout: str = "auto",
+    category: str | None = None,
+    unified: bool = False,
+    device: str = "auto",
+    devices: int = 1,
+    defects: Path | str | None = None,
+    interrupted: Interrupted = "refuse",
+    workers: int = 2,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Bundle:
+    """Train on the good images of a data set, calibrate on them, and write the run folder.
+
+    Args:
+        data: the data set's folder, see `cdo_ad.read_dataset`.
+        out: the run folder; an older run there is replaced when the new one is complete, all other files stay.
+        config: all settings, from `cdo_ad.recipes`.
+        layout: see `cdo_ad.read_dataset`.
+        category: see `cdo_ad.read_dataset`.
+        unified: one model for all categories of `data`: the same networks, each category's own branches, weights and
+            thresholds.
+        device: `auto`, `cpu`, `cuda` or `mps` (Fabric's accelerator names).
+        devices: number of devices; each trains on its share of every batch.
+        defects: folder with a few labelled defects to learn from too, see `cdo_ad.data.defects.read_defects`.
+        interrupted: what to do with an interrupted training of `out`: refuse to touch it, go on with it (the result is
+            that of an uninterrupted one), or discard it.
+        workers: processes that read images which do not fit in memory, and threads that decode those which do.
+        memory_budget: bytes, see `MEMORY_BUDGET`.
+
+    Returns:
+        The run that was written.
+
+    Raises:
+        DataError, ImageError: a data set or a training image that cannot be used.
+        ConfigError: settings that differ from those of the training to be resumed; a category of a unified model.
+        CalibrationError: too few good images for the false-alarm rate; raised before any training.
+        TrainingError: a loss that is not a number.
+        BundleError: `out` holds something else than a run, or an interrupted training. BusyError: another process
+            trains into `out`.
+        OutputError: `out` cannot be written to.
+    """
+    data, out = Path(data), Path(out)
+    check_writable(out)
+    labelled = read_defects(defects) if defects is not None else []
+    material = gather(data, config, layout, category, unified, labelled)
+    return make_run(out, config, material, Machine(device, devices, workers, memory_budget), interrupted=interrupted)
+
+
+def make_run(
+    out: Path,
+    config: Config,
+    material: Material,
+    machine: Machine,
+    *,
+    start: Bundle | None = None,
+    interrupted: Interrupted = "refuse",
+    keep_apprentice: bool = False,
+) -> Bundle:
+    """Train, fit, calibrate, write; see `train` for what can go wrong.
+
+    Args:
+        out: the run folder.
+        config: the settings.
+        material: images and defects.
+        machine: what to run on.
+        start: a run whose networks to go on from, instead of a random apprentice.
+        interrupted: see `train`.
+        keep_apprentice: the networks of `start` are taken as they are; only branches and thresholds are made anew.
+    """
+    fabric = Fabric(accelerator=machine.device, devices=machine.devices, precision=config.precision)  # type: ignore[arg-type]
+    fabric.launch()
+    with _owned(out, fabric.is_global_zero):
+        with fabric.rank_zero_first():
+            work = Work(out, config, material.record.fingerprint, interrupted, fabric.is_global_zero)
+        try:
+            _make(fabric, out, config, material, machine, work, start, keep_apprentice)
+        except KeyboardInterrupt:
+            work.keep_or_remove()
+            kept = work.checkpoint.is_file()
+            raise KeyboardInterrupt("go on with  --resume" if kept else "nothing is kept") from None
+        except BaseException:
+            work.keep_or_remove()
+            raise
+        fabric.barrier()
+    return read_bundle(out)
+
+
+@contextmanager
+def _owned(out: Path, owner: bool) -> Iterator[None]:
+    """Hold the run folder's lock in one process of several."""
+    if not owner:
+        yield
+        return
+    with locked(out):
+        yield
+
+
+def _make(
+    fabric: Fabric,
+    out: Path,
+    config: Config,
+    material: Material,
+    machine: Machine,
+    work: Work,
+    start: Bundle | None,
+    keep_apprentice: bool,
+) -> None:
+    store = _load(material, config, machine)
+    defects = load_defects(material.defects, config.image_size) if material.defects else None
+    torch.manual_seed(config.seed)
+    model = AnomalyModel(
+        ModelSpec.from_config(config, material.categories), config.weights if start is None else "none"
+    )
+    if start is not None:
+        take_networks(model, load_model(start))
+    model = model.to(memory_format=torch.channels_last)
+    if keep_apprentice:
+        model.to(fabric.device)
+    else:
+        ApprenticeTraining(fabric, model, store, config, work, defects=defects, workers=machine.workers).run()
+    if not fabric.is_global_zero:
+        return
+    calibration = fit_and_calibrate(model, store, material, defects, config)
+    write_model(out, model, config, material.record, calibration, fabric, None if keep_apprentice else work)
+    work.remove()
+
+
+def take_networks(model: AnomalyModel, other: AnomalyModel) -> None:
+    """Give a model the expert and the apprentice of another, and what tells categories apart where both have that."""
+    model.expert.load_state_dict(other.expert.state_dict())
+    model.apprentice.load_state_dict(other.apprentice.state_dict())
+
+
+def _load(material: Material, config: Config, machine: Machine) -> ImageStore:
+    paths = material.paths
+    with progress_bar() as bar:
+        task = bar.add_task("reading images", total=len(paths), note="")
+        return ImageStore(
+            paths,
+            config.image_size,
+            memory_budget=machine.memory_budget,
+            workers=machine.workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
