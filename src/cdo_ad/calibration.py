@@ -182,7 +182,7 @@ class Calibration(Document):
             return cls.from_json(document)
         except (ValidationError, ValueError) as error:
             what = problem(error) if isinstance(error, ValidationError) else error
-            raise BundleError(f"{name} is damaged ({what}): run  cdo-ad calibrate  again") from error
+            raise BundleError(f"{name} is damaged ({what}): copy the run again, or train it again") from error
 
     def at_rate(self, false_alarm_rate: float) -> Calibration:
         """The same scores at another rate.

@@ -31,6 +31,7 @@ __all__ = [
     "DataError",
     "ExportError",
     "ImageError",
+    "Interrupted",
     "MissingExtraError",
     "ModelError",
     "OutputError",
@@ -81,6 +82,10 @@ class ExportError(CdoError):
 
 class OutputError(CdoError):
     """A result that cannot be written."""
+
+
+class Interrupted(BaseException):
+    """The user stopped the work; says what was kept."""
 
 
 class CdoWarning(UserWarning):

@@ -6,7 +6,9 @@ Exit codes: 0 done; 1 an error that the user can mend (one line); 2 wrong usage;
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from typing import Annotated, TextIO
 
@@ -14,7 +16,7 @@ import typer
 
 from cdo_ad.cli import deployment, inspection, judging, making
 from cdo_ad.cli.options import say
-from cdo_ad.errors import CdoError, CdoWarning
+from cdo_ad.errors import CdoError, CdoWarning, Interrupted
 
 __all__ = ["app", "main"]
 
@@ -43,6 +45,8 @@ def main() -> None:
     debug = len(words) < len(sys.argv) - 1
     warnings.showwarning = _show_warning
     warnings.simplefilter("always", CdoWarning)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)  # the parser would swallow a KeyboardInterrupt and its words
     try:
         app(args=words, prog_name="cdo-ad", standalone_mode=True)
     except BrokenPipeError:  # the reader of our output, such as head, went away
@@ -53,11 +57,13 @@ def main() -> None:
             raise
         say(f"error: {_line(error)}")
         sys.exit(1)
-    except KeyboardInterrupt as interrupt:
-        if debug:
-            raise
+    except Interrupted as interrupt:
         say(f"interrupted; {interrupt}" if str(interrupt) else "interrupted")
         sys.exit(130)
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted
 
 
 def _line(error: BaseException) -> str:

@@ -87,12 +87,12 @@ class Detector:
         return self.predict(read_image(path), category=category, path=str(path), regions=regions)
 
     def predict_stream(
-        self, items: Iterable[Item], *, regions: bool = True
+        self, items: Iterable[Item | tuple[str, npt.NDArray[Any] | ImageError]], *, regions: bool = True
     ) -> Iterator[tuple[npt.NDArray[np.uint8], Prediction] | ImageError]:
         """Judge a stream: where the engine can, several images at a time while the next ones are decoded.
 
         Args:
-            items: images, or errors in their places.
+            items: images, or errors in their places; pairs of name and image where no category is known.
             regions: as in `predict`.
 
         Yields:
@@ -105,7 +105,7 @@ class Detector:
         waiting: deque[tuple[str, npt.NDArray[np.uint8] | ImageError, int, float]] = deque()
 
         def good() -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-            for name, image, category in items:
+            for name, image, category in (Item(*item) for item in items):
                 number, start = self._number(category), time.perf_counter()
                 try:
                     rgb = image if isinstance(image, ImageError) else require_size(as_rgb(image, name), name)

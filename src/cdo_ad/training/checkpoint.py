@@ -18,18 +18,18 @@ from cdo_ad.files import writing
 with needs_extra("train", "training"):
     import torch
 
-__all__ = ["COLUMNS", "Interrupted", "Work"]
+__all__ = ["COLUMNS", "AfterInterruption", "Work"]
 
 COLUMNS = ("epoch", "loss", "lr", "images_per_second", "seconds")
 """Of the training log."""
-Interrupted = Literal["refuse", "resume", "discard"]
+AfterInterruption = Literal["refuse", "resume", "discard"]
 """What to do with an interrupted training of the same run folder."""
 
 
 class Work:
     """The folder of a training in progress, `.NAME.training` beside the run folder NAME."""
 
-    def __init__(self, out: Path, config: Config, data_fingerprint: str, interrupted: Interrupted, owner: bool) -> None:
+    def __init__(self, out: Path, config: Config, data_fingerprint: str, interrupted: AfterInterruption, owner: bool) -> None:
         """Make the folder, or read it back.
 
         Args:
@@ -142,8 +142,3 @@ class Work:
     def remove(self) -> None:
         """Remove the folder: the run is complete, or nothing of it is worth keeping."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def keep_or_remove(self) -> None:
-        """After an error: keep the folder only where an epoch is done."""
-        if not self.checkpoint.is_file():
-            self.remove()

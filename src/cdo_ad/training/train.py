@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cdo_ad.bundle import Bundle, check_writable, locked, read_bundle
 from cdo_ad.config import Config, ModelSpec
-from cdo_ad.errors import needs_extra
+from cdo_ad.errors import Interrupted, OutputError, needs_extra
 from cdo_ad.progress import progress_bar
 from cdo_ad.training.material import Material, gather
 
@@ -21,7 +21,7 @@ with needs_extra("train", "training"):
     from cdo_ad.data.store import ImageStore
     from cdo_ad.inference.engines.torch import load_model
     from cdo_ad.method.model import AnomalyModel
-    from cdo_ad.training.checkpoint import Interrupted, Work
+    from cdo_ad.training.checkpoint import AfterInterruption, Work
     from cdo_ad.training.loop import ApprenticeTraining
     from cdo_ad.training.postfit import fit_and_calibrate, write_model
 
@@ -55,7 +55,7 @@ def train(
     device: str = "auto",
     devices: int = 1,
     defects: Path | str | None = None,
-    interrupted: Interrupted = "refuse",
+    interrupted: AfterInterruption = "refuse",
     workers: int = 2,
     memory_budget: int = MEMORY_BUDGET,
 ) -> Bundle:
@@ -103,7 +103,7 @@ def make_run(
     machine: Machine,
     *,
     start: Bundle | None = None,
-    interrupted: Interrupted = "refuse",
+    interrupted: AfterInterruption = "refuse",
     keep_apprentice: bool = False,
 ) -> Bundle:
     """Train, fit, calibrate, write; see `train` for what can go wrong.
@@ -124,15 +124,23 @@ def make_run(
             work = Work(out, config, material.record.fingerprint, interrupted, fabric.is_global_zero)
         try:
             _make(fabric, out, config, material, machine, work, start, keep_apprentice)
-        except KeyboardInterrupt:
-            work.keep_or_remove()
-            kept = work.checkpoint.is_file()
-            raise KeyboardInterrupt("go on with  --resume" if kept else "nothing is kept") from None
+        except (KeyboardInterrupt, Interrupted):
+            raise Interrupted(_kept(work) or "no epoch was done, so nothing is kept") from None
+        except OutputError as error:
+            raise OutputError(f"{error}; {kept}" if (kept := _kept(work)) else str(error)) from error
         except BaseException:
-            work.keep_or_remove()
+            _kept(work)
             raise
         fabric.barrier()
     return read_bundle(out)
+
+
+def _kept(work: Work) -> str:
+    """After an error: keep the work only where an epoch is done; what the user can do with it."""
+    if work.checkpoint.is_file():
+        return "what is done of the training is kept: go on with it with  --resume"
+    work.remove()
+    return ""
 
 
 @contextmanager
