@@ -23,6 +23,7 @@ test: lint types
 lint: install
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/lint-imports --no-cache
 
 types: install
 	$(BIN)/mypy

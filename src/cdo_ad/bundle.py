@@ -148,7 +148,9 @@ def read_bundle(path: Path | str) -> Bundle:
         raise BundleError(f"{path / CONFIG} is damaged: {what}") from error
     calibration = Calibration.read(read_json(_place(path, CALIBRATION)), str(path / CALIBRATION))
     if list(calibration.categories) != list(manifest.model.categories):
-        raise BundleError(f"{path / CALIBRATION} is of other categories than the run: copy the run again, or train it again")
+        raise BundleError(
+            f"{path / CALIBRATION} is of other categories than the run: copy the run again, or train it again"
+        )
     if calibration.weights_sha256 != manifest.weights_sha256:
         raise BundleError(f"{path / CALIBRATION} belongs to other weights: copy the run again, or train it again")
     return Bundle(

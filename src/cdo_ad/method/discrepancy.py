@@ -54,7 +54,12 @@ def discrepancies(expert: Sequence[Tensor], apprentice: Sequence[Tensor]) -> lis
         One (B, H_1, W_1) float32 map a level, in [0, 4].
     """
     size = (int(expert[0].shape[-2]), int(expert[0].shape[-1]))
-    return [_discrepancy(e.float(), a.float(), size) for e, a in zip(expert, apprentice, strict=True)]
+    return [_discrepancy(_wide(e), _wide(a), size) for e, a in zip(expert, apprentice, strict=True)]
+
+
+def _wide(features: Tensor) -> Tensor:
+    """At least float32: half precision loses the digits that matter."""
+    return features if features.dtype == torch.float64 else features.float()
 
 
 def _discrepancy(expert: Tensor, apprentice: Tensor, size: tuple[int, int]) -> Tensor:

@@ -29,7 +29,9 @@ AfterInterruption = Literal["refuse", "resume", "discard"]
 class Work:
     """The folder of a training in progress, `.NAME.training` beside the run folder NAME."""
 
-    def __init__(self, out: Path, config: Config, data_fingerprint: str, interrupted: AfterInterruption, owner: bool) -> None:
+    def __init__(
+        self, out: Path, config: Config, data_fingerprint: str, interrupted: AfterInterruption, owner: bool
+    ) -> None:
         """Make the folder, or read it back.
 
         Args:

@@ -27,6 +27,7 @@ with needs_extra("train", "training"):
     from cdo_ad.method.loss import collaborative_loss
     from cdo_ad.method.model import AnomalyModel
     from cdo_ad.method.white_noise import image_seed
+    from cdo_ad.training.processes import globalize, sum_over_processes
 
 __all__ = ["ApprenticeTraining"]
 
@@ -78,6 +79,8 @@ class ApprenticeTraining:
             self.optimizer.load_state_dict(work.state["optimizer"])
             self.first = work.state["epoch"]
         model.to(fabric.device)
+        if fabric.world_size > 1:
+            globalize(model.apprentice)
         self.apprentice: nn.Module
         self.apprentice, self.prepared = fabric.setup(model.apprentice, self.optimizer)
 
@@ -121,25 +124,31 @@ class ApprenticeTraining:
             batch_sampler=batches,
             num_workers=0 if self.store.cached else self.workers,
             pin_memory=fabric.device.type == "cuda",
+            collate_fn=self._collate,
         )
         self.model.train()
         done = 0
         for step, (indices, images) in enumerate(loader):
             for group in self.prepared.param_groups:
                 group["lr"] = config.lr * lr_factor(config, epoch, step, len(batches))
-            planes, masks = self._anomalous(images.to(fabric.device, non_blocking=True), indices.tolist(), epoch, step)
+            planes, masks = self._anomalous(images.to(fabric.device, non_blocking=True), indices, epoch, step)
             loss = self.loss(planes, masks)
             self.prepared.zero_grad()
-            fabric.backward(loss)
+            fabric.backward(loss * fabric.world_size)  # the processes' gradients are averaged, and the parts add up
             self.prepared.step()
-            value = loss.item()
+            value = float(sum_over_processes(loss.detach()))
             if not math.isfinite(value):
                 raise TrainingError(
                     f"the loss is {value} in epoch {epoch + 1}, step {step + 1}: lower the learning rate "
                     f"(now {config.lr:g}) with  --set lr={config.lr / 4:g}"
                 )
-            done += len(images) * fabric.world_size
+            done += int(sum_over_processes(torch.tensor(float(len(images)), device=fabric.device)))
             yield value, done
+
+    def _collate(self, items: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
+        """Indices and images of a step; this process may have none."""
+        images = [image for _, image in items]
+        return [index for index, _ in items], torch.stack(images) if images else torch.empty(0, 3, *self.store.size)
 
     def loss(self, planes: Tensor, masks: Tensor) -> Tensor:
         """The collaborative loss of one step; (B, 3, H, W) float images and (B, H, W) bool masks of anomalies."""
@@ -148,7 +157,7 @@ class ApprenticeTraining:
             with torch.no_grad():
                 expert = self.model.expert(normalized)
         maps = discrepancies(expert, self.apprentice(normalized))
-        return collaborative_loss(maps, masks, self.config.gamma, self.config.oom)
+        return collaborative_loss(maps, masks, self.config.gamma, self.config.oom, sum_over_processes)
 
     def _anomalous(self, images: Tensor, indices: list[int], epoch: int, step: int) -> tuple[Tensor, Tensor]:
         """A step's images with synthetic anomalies, labelled defects after them, and where all of these are."""
@@ -166,12 +175,10 @@ class ApprenticeTraining:
 
 
 def split_batches(count: int, batch_size: int, seed: int, epoch: int, rank: int, world: int) -> list[list[int]]:
-    """The rank's share of each batch of one epoch; a last single image is left out where there are others."""
+    """The rank's share of each batch of one epoch; a share may be empty where a last batch is small."""
     generator = torch.Generator().manual_seed(image_seed(seed, epoch, 2**32))
     order: list[int] = torch.randperm(count, generator=generator).tolist()
     batches = [order[i : i + batch_size] for i in range(0, count, batch_size)]
-    if len(batches) > 1 and len(batches[-1]) < max(2, world):  # BatchNorm wants two, and every rank its share
-        batches.pop()
     return [batch[rank::world] for batch in batches]
 
 

@@ -24,6 +24,7 @@ with needs_extra("train", "training"):
     from cdo_ad.training.checkpoint import AfterInterruption, Work
     from cdo_ad.training.loop import ApprenticeTraining
     from cdo_ad.training.postfit import fit_and_calibrate, write_model
+    from cdo_ad.training.processes import start_processes
 
 __all__ = ["MEMORY_BUDGET", "Machine", "make_run", "train"]
 
@@ -117,8 +118,7 @@ def make_run(
         interrupted: see `train`.
         keep_apprentice: the networks of `start` are taken as they are; only branches and thresholds are made anew.
     """
-    fabric = Fabric(accelerator=machine.device, devices=machine.devices, precision=config.precision)  # type: ignore[arg-type]
-    fabric.launch()
+    fabric = start_processes(machine.device, machine.devices, config.precision)
     with _owned(out, fabric.is_global_zero):
         with fabric.rank_zero_first():
             work = Work(out, config, material.record.fingerprint, interrupted, fabric.is_global_zero)
