@@ -147,7 +147,7 @@ def read_bundle(path: Path | str) -> Bundle:
         what = problem(error) if isinstance(error, ValidationError) else error
         raise BundleError(f"{path / CONFIG} is damaged: {what}") from error
     calibration = Calibration.read(read_json(_place(path, CALIBRATION)), str(path / CALIBRATION))
-    if list(calibration.categories) != list(manifest.model.categories):
+    if list(calibration.categories) != list(manifest.model.names):
         raise BundleError(
             f"{path / CALIBRATION} is of other categories than the run: copy the run again, or train it again"
         )

@@ -14,6 +14,8 @@ __all__ = [
     "ANOMALY_KINDS",
     "AnomalyKind",
     "BackgroundRule",
+    "BranchName",
+    "CategorySpec",
     "Config",
     "ModelSpec",
     "Optimizer",
@@ -24,6 +26,7 @@ __all__ = [
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["exponential", "step", "one-cycle", "constant"]
 BackgroundRule = Literal["none", "extremes", "border"]
+BranchName = Literal["disagreement", "level 2", "level 3", "bank", "intensity"]
 AnomalyKind = Literal["noise", "perlin", "cut", "intensity", "line", "spot", "smear"]
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
 
@@ -37,6 +40,7 @@ def _listed(value: object) -> object:
 
 Unit = Annotated[float, Field(gt=0, lt=1)]
 Weights = Annotated[Literal["learned", "equal"] | tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_listed)]
+Branches = Annotated[tuple[BranchName, ...], Field(min_length=1), BeforeValidator(_listed)]
 Kinds = Annotated[tuple[AnomalyKind, ...], Field(min_length=1), BeforeValidator(_listed)]
 
 
@@ -97,17 +101,18 @@ class Config(Document):
     precision: str = "32-true"
     """Lightning Fabric's precision of the training, e.g. `32-true`, `bf16-mixed`."""
 
-    density: bool = False
-    """Add branches that say how improbable the expert's features and the image's intensities are at each position,
-    fitted after the training; see `cdo_ad.method.density`."""
-    density_context: int = Field(default=8, ge=0)
-    """Components of the whole image's appearance that the densities are conditional on; 0 for none."""
+    branches: Branches = ("disagreement",)
+    """What the anomaly map is made of: `disagreement` (the paper), `level 2`, `level 3`, `bank`, `intensity`; see
+    `cdo_ad.method.branches`. Without `disagreement` there is no apprentice to train."""
+    context_share: float = Field(default=1 / 3, ge=0, lt=1)
+    """Components of the whole image's appearance that the Gaussians are conditional on, as a share of the number of
+    good images; 0 for none."""
     fusion_weights: Weights = "learned"
-    """With a density: the weight of each branch in the anomaly map. `learned` from good images and synthetic anomalies
-    (`cdo_ad.method.fusion`), `equal`, or four numbers that sum to 1: disagreement, level 2, level 3, intensity."""
+    """The weight of each branch: `learned` from good images and synthetic anomalies (`cdo_ad.method.fusion`),
+    `equal`, or a number for each branch, which sum to 1."""
     defect_head_weight: float = Field(default=0.1, ge=0, lt=1)
-    """With a density, labelled defects and at least 32 good images: the weight of the branch that knows those defects
-    (see `cdo_ad.method.defect_head`); 0 for no such branch."""
+    """With `level 2` or `level 3`, labelled defects and at least 32 good images: the weight of the branch that knows
+    those defects (see `cdo_ad.method.defect_head`); 0 for no such branch."""
     blur_sigma: float = Field(default=4.0, ge=0)
     """Standard deviation of the Gaussian blur of the anomaly map, pixels of the input."""
     score_top: float = Field(default=0.0, ge=0, lt=1)
@@ -135,11 +140,11 @@ class Config(Document):
 
     @model_validator(mode="after")
     def _weights_fit(self) -> Self:
-        if isinstance(self.fusion_weights, tuple):
-            if len(self.fusion_weights) != 4 or abs(sum(self.fusion_weights) - 1) > 1e-6:
-                raise ValueError(
-                    f"fusion_weights must be learned, equal or four numbers that sum to 1, got {self.fusion_weights}"
-                )
+        weights, count = self.fusion_weights, len(self.branches)
+        if isinstance(weights, tuple) and (len(weights) != count or abs(sum(weights) - 1) > 1e-6):
+            raise ValueError(f"fusion_weights must be learned, equal or {count} numbers that sum to 1, got {weights}")
+        if len(set(self.branches)) != count:
+            raise ValueError(f"branches must differ, got {', '.join(self.branches)}")
         return self
 
     @property
@@ -166,6 +171,19 @@ class Config(Document):
         return self.replace(**changes)
 
 
+class CategorySpec(Document):
+    """What the branches of one category are made of."""
+
+    name: str = ""
+    components: int = Field(default=0, ge=0)
+    """Of the context that the Gaussians of features are conditional on."""
+    intensity_components: int = Field(default=0, ge=0)
+    """The same for the Gaussians of intensities."""
+    centres: int = Field(default=1, ge=1)
+    """Vectors of the bank."""
+    defect_head: bool = False
+
+
 class ModelSpec(Document):
     """What a model is made of: with it and the weights alone the model is built, see `cdo_ad.method.model`."""
 
@@ -175,25 +193,27 @@ class ModelSpec(Document):
     normalize_brightness: bool
     blur_sigma: float = Field(ge=0)
     score_top: float = Field(ge=0, lt=1)
-    density_context: int | None
-    """Components of the densities' context; None for a model without densities."""
-    categories: tuple[str, ...] = Field(default=("",), min_length=1)
-    """Names of the categories, in the order in which the model numbers them; one of no name in most runs."""
-    defect_heads: tuple[str, ...] = ()
-    """The categories that have a branch for labelled defects."""
+    branches: Branches
+    categories: tuple[CategorySpec, ...] = Field(default=(CategorySpec(),), min_length=1)
+    """In the order in which the model numbers them; one of no name in most runs."""
 
     @classmethod
-    def from_config(cls, config: Config, categories: Sequence[str] = ("",)) -> ModelSpec:
-        """The model that settings describe; its densities and defect heads are still to be fitted."""
+    def from_config(cls, config: Config, categories: Sequence[CategorySpec] = (CategorySpec(),)) -> ModelSpec:
+        """The model that settings describe; its branches are still to be fitted."""
         return cls(
             backbone=config.backbone,
             image_size=config.image_size,
             normalize_brightness=config.normalize_brightness,
             blur_sigma=config.blur_sigma,
             score_top=config.score_top,
-            density_context=config.density_context if config.density else None,
+            branches=config.branches,
             categories=tuple(categories),
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the categories."""
+        return tuple(category.name for category in self.categories)
 
 
 AFTER_TRAINING = frozenset(

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cdo_ad.calibration import Unit
 from cdo_ad.files import Document
 
 __all__ = ["DataRecord", "ImageRecord", "Provenance", "processors", "revision", "versions"]
@@ -43,6 +44,8 @@ class DataRecord(Document):
     """Good images that only calibrate."""
     split: str
     """How groups and folds were made, one line for people."""
+    units: dict[str, Unit]
+    """By category: what counts once in its calibration, see `cdo_ad.calibration.Unit`."""
     defects: tuple[tuple[str, str], ...] = ()
     """Full paths of labelled defects that the run learned from: image and mask."""
     adapted_from: str | None = None

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.data.near_copies import hash_images, near_groups, near_limit
-from cdo_ad.errors import DataError
+from cdo_ad.errors import DataError, needs_extra
 from cdo_ad.types import Sample
 
 __all__ = ["by_name", "content_digest", "fingerprint", "group_images", "hold_out", "make_folds"]
@@ -28,30 +27,20 @@ def group_images(paths: Sequence[Path], advance: Callable[[], None] = lambda: No
     """Number the groups of near copies.
 
     Args:
-        paths: images of one category.
-        advance: called once for each image that was looked at.
+        paths: images of one category, in the order of their names.
+        advance: called once for each image that was compared.
 
     Returns:
         (N,) the group of each image, from 0 in the order of the first images; and one line for people.
 
     Raises:
         ImageError: an image that cannot be read.
-        MissingExtraError: if the extra `train` is not installed.
+        MissingExtraError: scipy is not installed.
     """
-    alone = np.arange(len(paths))
-    if len(paths) < 2:
-        return alone, "one image, no near copies"
-    hashes = hash_images(paths, advance)
-    bits = np.stack([hashes[path] for path in paths])
-    limit = near_limit(bits)
-    if limit < 0:
-        return alone, "the images are so alike that near copies cannot be told from others"
-    groups = near_groups(bits, limit)
-    sizes = np.bincount(groups)
-    if sizes.max() > max(len(paths) / 2, 1):
-        return alone, f"{sizes.max()} of {len(paths)} images look alike, so likeness does not tell near copies here"
-    copies = int(sizes[sizes > 1].sum())
-    return groups, f"{len(paths)} images in {len(sizes)} groups; {copies} have near copies, which stay together"
+    with needs_extra("check", "finding near copies"):
+        from cdo_ad.data.copies import group_copies
+    found = group_copies(paths, advance)
+    return found.groups, found.sentence
 
 
 def make_folds(groups: IntArray, count: int, seed: int) -> IntArray:

@@ -1,11 +1,12 @@
 """The good images at the networks' size: decoded once and kept where they fit, else read at each access.
 
-Both ways give the same numbers: one function decodes and resizes, as the model does with a new image. Nothing is rounded,
-so training, calibration and inference see the same image.
+Both ways give the same numbers: one function decodes and resizes, as the model does with a new image. Nothing is
+rounded, so training, calibration and inference see the same image.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -75,6 +76,14 @@ class ImageStore(Dataset[Tensor]):
     def cached(self) -> bool:
         """True if the images are kept in memory, so that data-loader workers would only copy them about."""
         return self.images is not None
+
+    def some(self, places: Sequence[int]) -> ImageStore:
+        """A store of some of the images, by their places; it shares their memory."""
+        chosen = copy.copy(self)
+        chosen.paths = tuple(self.paths[i] for i in places)
+        if self.images is not None and len(places) < len(self.paths):
+            chosen.images = self.images[list(places)]
+        return chosen
 
     def __len__(self) -> int:
         return len(self.paths)

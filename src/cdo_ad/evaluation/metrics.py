@@ -2,7 +2,8 @@
 
 - Ties count as in scikit-learn: pixels of one score are passed by a threshold together (a diagonal in a curve).
 - A figure that does not exist, because there is only one class, is NaN and never 0 (JSON: null).
-- Pixel metrics are updated image by image in bounded memory (`cdo_ad.evaluation.histogram`) and say whether they are exact.
+- Pixel metrics are updated image by image in bounded memory (`cdo_ad.evaluation.histogram`) and say whether they are
+exact.
 - AU-PRO as in the evaluation of MVTec AD (Bergmann et al., IJCV 2021): the mean over the 8-connected regions of the
   masks of the share of the region that is found, against the share of *all* good pixels (of good and of defective
   images) that are found too; integrated by trapezoids up to a limit, interpolated there, divided by the limit.

@@ -1,8 +1,8 @@
 """How many pixels of each image have which score, in bins: small enough to keep, so that images can be drawn again.
 
 A bin is a float32 without its 15 lowest bits: scores that differ by less than 0.4 % share one. Metrics that are made
-from the counts of all images differ from the exact ones (`cdo_ad.evaluation.metrics`) in the third decimal at most; they serve
-intervals, never the figures themselves.
+from the counts of all images differ from the exact ones (`cdo_ad.evaluation.metrics`) in the third decimal at most;
+they serve intervals, never the figures themselves.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cdo_ad.bundle import Bundle, read_bundle, write_calibration
-from cdo_ad.calibration import Calibration
+from cdo_ad.calibration import Calibration, GoodScores, Unit, units_needed
 from cdo_ad.data.readers.layout import list_categories, read_dataset
 from cdo_ad.data.reading import read_ahead
-from cdo_ad.data.split import content_digest
+from cdo_ad.data.split import content_digest, group_images
 from cdo_ad.errors import CalibrationError, ImageError
 from cdo_ad.inference.detector import load
 from cdo_ad.inference.engines.base import Engine, infer_stream
@@ -53,14 +52,19 @@ def calibrate(
         samples = _good(bundle, Path(data), layout, category)
         _refuse_learned(bundle, [sample.path for sample in samples])
         engine = load(run, device=device).engine
-        scores = score_images(engine, [(s.path, bundle.model.categories.index(s.category)) for s in samples])
-        by_category: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-        for sample, (score, largest) in zip(samples, scores, strict=True):
-            by_category[sample.category][0].append(score)
-            by_category[sample.category][1].append(largest)
-        kept = {name: (own.scores, own.pixel_maxima) for name, own in bundle.calibration.categories.items()}
+        scores = score_images(engine, [(s.path, bundle.model.names.index(s.category)) for s in samples])
+        fresh = {}
+        for name in dict.fromkeys(sample.category for sample in samples):
+            own = [i for i, sample in enumerate(samples) if sample.category == name]
+            groups, _ = group_images([samples[i].path for i in own])
+            unit: Unit = "group" if groups.max() + 1 >= units_needed(false_alarm_rate) else "image"
+            count = range(len(own)) if unit == "image" else groups.tolist()
+            fresh[name] = GoodScores([scores[i][0] for i in own], [scores[i][1] for i in own], list(count), unit)
         made = Calibration.fit(
-            {**kept, **by_category}, false_alarm_rate, method="held-out", weights_sha256=bundle.weights_sha256
+            {**bundle.calibration.categories, **fresh},
+            false_alarm_rate,
+            method="held-out",
+            weights_sha256=bundle.weights_sha256,
         ).at_rate(false_alarm_rate)
     write_calibration(bundle.path, made)
     return made
@@ -89,7 +93,7 @@ def score_images(engine: Engine, files: Iterable[tuple[Path, int]]) -> list[tupl
 
 def _good(bundle: Bundle, data: Path, layout: str, category: str | None) -> list[Sample]:
     """The good images of a data set, with the run's names of their categories."""
-    names = bundle.model.categories
+    names = bundle.model.names
     if len(names) == 1:
         found = [s for s in read_dataset(data, layout, category) if s.split != "test"]
         return [Sample(s.path, s.split, category=names[0]) for s in found]

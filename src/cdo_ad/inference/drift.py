@@ -36,8 +36,8 @@ class DriftTest:
         """Start at 1.
 
         Args:
-            calibration: of the images' category (`Calibration.of`), or scores of good images that the detector has not seen.
-            alpha: the share of good streams that may be accused falsely, in (0, 1).
+            calibration: of the images' category (`Calibration.of`), or scores of good images that the detector has
+            not seen. alpha: the share of good streams that may be accused falsely, in (0, 1).
             seed: of the numbers that break ties; the same seed and stream give the same answer.
 
         Raises:
@@ -45,7 +45,7 @@ class DriftTest:
         """
         if not 0 < alpha < 1:
             raise ConfigError(f"alpha must lie between 0 and 1, got {alpha}: 0.01 is usual")
-        scores = calibration.scores if isinstance(calibration, CategoryCalibration) else calibration
+        scores = calibration.one_of_each() if isinstance(calibration, CategoryCalibration) else calibration
         self.alpha = alpha
         self._reference = np.sort(np.asarray(scores, dtype=np.float64))
         self._random = np.random.default_rng(seed)

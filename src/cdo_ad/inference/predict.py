@@ -1,4 +1,5 @@
-"""Judge files, folders and globs: a JSON line and an overlay for each; a wrong file is reported and the rest goes on."""
+"""Judge files, folders and globs: a JSON line and an overlay for each; a wrong file is reported and the rest goes
+on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Synthetic anomalies of seven kinds, beyond the paper's white noise: to learn from, and to learn which branch sees what.
+"""Synthetic anomalies of seven kinds, beyond the paper's white noise: to learn from, and to learn which branch sees
+what.
 
 White noise is easy to see and says nothing about a change of intensity, a thin line or a piece in the wrong place. Each
 kind imitates one way in which products fail; none is drawn from an image of a defect. An image's anomaly depends on
@@ -34,8 +35,8 @@ def add_anomaly(images: Tensor, kind: AnomalyKind, seeds: Sequence[int]) -> tupl
     """Draw one anomaly of a kind into each image.
 
     Args:
-        images: (B, 3, H, W) uint8 or float in 0..255; left as they are. `perlin` and `cut` take pieces of one another's images.
-        kind: one of `KINDS`.
+        images: (B, 3, H, W) uint8 or float in 0..255; left as they are. `perlin` and `cut` take pieces of one
+        another's images. kind: one of `KINDS`.
         seeds: one an image.
 
     Returns:

@@ -1,6 +1,6 @@
-"""A third branch where a few defects are labelled: what looks like them.
+"""A branch of its own where a few defects are labelled: what looks like them.
 
-A small classifier of the density's whitened vectors, which no longer hold what depends on the position or on the whole
+A small classifier of the Gaussians' whitened vectors, which no longer hold what depends on the position or on the whole
 image: a crack in a corner and one in the middle look alike there, so that a handful of images says something about
 others. It learns from the labelled pixels against good images and the good pixels of the labelled images, each side
 with half of the weight, each defect with as much as any other, however small. What it has never seen it does not
@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DEFECT_HEAD", "STEPS", "DefectHead", "fit_defect_head"]
+__all__ = ["DefectHead", "fit_defect_head"]
 
-DEFECT_HEAD = "labelled defects"
 WIDTH = 64
 STEPS = 150
 BATCH = 16
@@ -37,22 +36,20 @@ class DefectHead(nn.Module):
     """Whitened vectors to a map of how much they look like the labelled defects."""
 
     scale: Tensor
-    usual: Tensor
 
     def __init__(self, channels: int) -> None:
         """Random weights (torch's global generator); `fit_defect_head` or a loaded state replaces them.
 
         Args:
-            channels: C of the vectors, see `cdo_ad.method.density.Density.stacked`.
+            channels: C of the vectors, see `cdo_ad.method.branches.Branches.head_vectors`.
         """
         super().__init__()
         self.register_buffer("scale", torch.ones(1, channels, 1, 1))
-        self.register_buffer("usual", torch.ones(()))
         self.layers = nn.Sequential(nn.Conv2d(channels, WIDTH, 1), nn.ReLU(), nn.Conv2d(WIDTH, 1, 1))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(B, C, h, w) float32 vectors to (B, h, w) maps >= 0, in units of `usual`."""
-        return F.softplus(self.logits(vectors)) / self.usual
+        """(B, C, h, w) float32 vectors to (B, h, w) maps >= 0."""
+        return F.softplus(self.logits(vectors))
 
     def logits(self, vectors: Tensor) -> Tensor:
         """(B, h, w) log-odds of a labelled defect, good and bad being equally likely."""
@@ -68,7 +65,7 @@ def fit_defect_head(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Train it; `usual` stays as it is.
+    """Train it.
 
     Args:
         defect_head: with random weights.

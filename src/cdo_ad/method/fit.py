@@ -1,9 +1,13 @@
-"""After the apprentice's training: densities, the scale and weight of each branch, and left-out scores.
+"""Fit the branches of a category so that every good image teaches and calibrates.
 
-Every good image teaches and calibrates. Images lie in folds; for each fold the densities are fitted without it (its
-moments are subtracted, which is exact) and judge it. These left-out maps give the scale of each branch, with synthetic
-anomalies drawn into the same images the weights, and fused the scores from which thresholds follow. The final densities
-are fitted on all images.
+Images lie in folds of whole units (parts, or images). For each fold all densities are fitted without it and judge it,
+and copies of it with synthetic anomalies drawn in. From these left-out maps follow what a good image gets at each
+position, the weight of each branch, and, fused, the scores that thresholds are made of. The final densities are
+fitted on all images.
+
+An apprentice cannot be trained for each fold. It learns from most images; the others tell how much too small its
+disagreement is where it has trained, and its maps are raised by that ratio. That is measured, not proven; see
+docs/calibration.md.
 """
 
 from __future__ import annotations
@@ -17,27 +21,35 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cdo_ad.config import AnomalyKind
+from cdo_ad.config import AnomalyKind, BranchName
 from cdo_ad.errors import ConfigError
 from cdo_ad.method.anomalies import KINDS, add_anomaly
-from cdo_ad.method.branches import FUSED, Branches
-from cdo_ad.method.defect_head import STEPS, fit_defect_head
-from cdo_ad.method.density import Density
-from cdo_ad.method.fusion import learned_weights, separation
-from cdo_ad.method.gaussian import Moments
-from cdo_ad.method.model import AnomalyModel, Features
+from cdo_ad.method.bank import Bank
+from cdo_ad.method.branches import INTENSITY_SHRINKAGE, Branches, Inputs
+from cdo_ad.method.defect_head import fit_defect_head
+from cdo_ad.method.discrepancy import image_score
+from cdo_ad.method.fusion import greedy_weights, position_statistics
+from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.white_noise import image_seed
 
-__all__ = ["FitSettings", "ImageSource", "LeftOut", "fit_branches"]
+__all__ = ["FitSettings", "ImageSource", "LeftOut", "fit_branches", "make_folds"]
 
 BATCH = 16
+FOLDS = 25
+"""Folds at the most; there are no more than units."""
+JUDGED = 280
+"""Synthetic anomalies that weights are learned on, each kind as often as any other."""
 CONTRAST = 0.5
-"""Of the anomalies that weights are learned on: at full contrast several branches see nearly all of them, and the
-weights say little."""
-JUDGED = 64
-"""Images, evenly spread, that anomalies are drawn into."""
-SMALLEST = 32
-"""With fewer good images weights stay equal, and there is no defect head."""
+"""Of these anomalies: at full contrast several branches see nearly all of them, and the weights say little."""
+SMALLEST = 8
+"""With fewer good images weights stay equal."""
+SMALLEST_FOR_HEAD = 32
+"""With fewer good images there is no defect head: nothing to learn it against."""
+
+IntArray = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+Maps = dict[BranchName, Tensor]
+"""(N, h, w) by branch, each on its own grid."""
 
 
 class ImageSource(Protocol):
@@ -66,26 +78,44 @@ class LeftOut(NamedTuple):
     """(N,) the largest value of each anomaly map."""
 
 
-Progress = Callable[[int, int], None]
+def make_folds(units: IntArray, count: int, seed: int) -> IntArray:
+    """(N,) the fold of each image: whole units, in folds of nearly equal size.
+
+    Args:
+        units: (N,) what counts once, numbered from 0.
+        count: folds wanted; there are no more than units.
+        seed: of the draw (raw PCG64 numbers, whose stream numpy guarantees).
+    """
+    sizes = np.bincount(units)
+    draw = np.random.PCG64(seed).random_raw(len(sizes))
+    fold_of = np.zeros(len(sizes), dtype=np.int64)
+    filled = np.zeros(min(count, len(sizes)), dtype=np.int64)
+    for unit in np.lexsort((draw, -sizes)):  # the largest first, so that small ones even out
+        fold_of[unit] = np.argmin(filled)
+        filled[fold_of[unit]] += sizes[unit]
+    return fold_of[units]
 
 
 def fit_branches(
     model: AnomalyModel,
     number: int,
     images: ImageSource,
-    folds: npt.NDArray[np.int64],
+    units: IntArray,
     settings: FitSettings,
+    *,
+    trained: npt.NDArray[np.bool_] | None = None,
     defects: tuple[Tensor, Tensor] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> LeftOut:
     """Fit the branches of one category; leaves the model in eval mode.
 
     Args:
-        model: its apprentice is trained.
+        model: its apprentice, if it has one, is trained.
         number: of the category.
         images: its good images.
-        folds: (N,) the fold of each image; near copies share one.
+        units: (N,) what counts once: near copies of one part share a number.
         settings: weights and seed.
+        trained: (N,) True for the images that the apprentice learned from; None for all.
         defects: labelled defects, (K, 3, H, W) float in 0..255, and where they are, (K, H, W) bool: where weights are
             learned, each counts as much as a kind of synthetic anomalies; with `defect_head_weight` they also teach a
             branch of their own.
@@ -95,181 +125,277 @@ def fit_branches(
         The left-out scores, in the order of the images.
 
     Raises:
-        ConfigError: fewer than two images or folds, or images without any variation.
+        ConfigError: fewer than two images or units, or images without any variation.
     """
-    return _Fit(model, number, images, folds, settings, defects, progress).run()
+    model.eval()
+    if len(images) < 2 or len(np.unique(units)) < 2:
+        raise ConfigError(
+            f"{len(np.unique(units))} different good image(s) cannot calibrate a detector: give 2 at least"
+        )
+    fit = _Fit(model, model.branches(number), images, settings, progress)
+    with torch.no_grad():
+        return fit.plain() if fit.branches.plain else fit.run(units, trained, defects)
 
 
 class _Fit:
     """One call of `fit_branches`."""
 
     def __init__(
-        self,
-        model: AnomalyModel,
-        number: int,
-        images: ImageSource,
-        folds: npt.NDArray[np.int64],
-        settings: FitSettings,
-        defects: tuple[Tensor, Tensor] | None,
-        progress: Progress,
+        self, model: AnomalyModel, branches: Branches, images: ImageSource, settings: FitSettings, progress: Progress
     ) -> None:
-        self.model, self.images, self.settings, self.defects = model, images, settings, defects
-        self.branches: Branches = model.branches(number)
-        self.members = [np.flatnonzero(folds == fold).tolist() for fold in np.unique(folds)]
-        if len(images) < 2 or len(self.members) < 2:
-            raise ConfigError(f"{len(images)} different good image(s) cannot calibrate a detector: give 2 at the least")
-        self.device = model.mean.device
-        learn = settings.fusion_weights == "learned" and len(images) >= SMALLEST
-        self.judged = (
-            set(np.linspace(0, len(images) - 1, min(JUDGED, len(images))).astype(int).tolist()) if learn else set()
-        )
-        self.head = defects is not None and settings.defect_head_weight > 0 and len(images) >= SMALLEST
-        self.report = progress
-        self.total = 2 * len(images) + len(KINDS) * len(self.judged) + (STEPS if self.head else 0)
-        self.done = 0
+        self.model, self.branches, self.images, self.settings = model, branches, images, settings
+        self.report, self.done, self.total = progress, 0, 2 * len(images) + JUDGED
 
-    @torch.no_grad()
-    def run(self) -> LeftOut:
-        self.model.eval()
-        if self.branches.density is None:
-            return self._scores([self._see(planes) for planes in self._batches(range(len(self.images)))])
-        moments = self._moments(self.branches.density)
-        if self.head:
-            self._fit_head(self.branches.density, moments)
-        seen, separations = self._left_out(self.branches.density, moments)
-        self._weigh(seen, separations)
-        self.branches.density.fit(_total(moments))
-        return self._scores(seen)
+    def plain(self) -> LeftOut:
+        """The paper's form has nothing to fit; scores are left-out only where the images are held out."""
+        maps = [self.model.finish(self.branches, list(self.branches.maps(seen).values())) for seen, _ in self._looked()]
+        return self._scores(torch.cat(maps))
 
-    def _moments(self, density: Density) -> list[list[Moments]]:
-        """The sums of each fold."""
-        sums = []
-        for members in self.members:
-            own = density.moments()
-            for batch in self._batches(members):
-                density.add(own, batch, self._features(batch).expert)
-            sums.append(own)
-        return sums
+    def run(
+        self, units: IntArray, trained: npt.NDArray[np.bool_] | None, defects: tuple[Tensor, Tensor] | None
+    ) -> LeftOut:
+        folds = torch.from_numpy(make_folds(units, FOLDS, self.settings.seed))
+        good = _joined([seen for seen, _ in self._looked()])
+        learn = self.settings.fusion_weights == "learned" and len(self.images) >= SMALLEST
+        changed, kinds, sources = self._anomalous(defects) if learn and len(self.branches.names) > 1 else (None, [], [])
+        good_maps: Maps = {}
+        bad_maps: Maps = {}
+        for name in self.branches.names:
+            good_maps[name], bad_maps[name] = self._left_out(name, good, changed, folds, folds[sources])
+        if "disagreement" in good_maps and trained is not None and not trained.all():
+            good_maps["disagreement"] = self._raised(good_maps["disagreement"], torch.from_numpy(trained))
+        standard = self._standardized(good_maps, bad_maps, folds, folds[sources])
+        self._weigh(*standard, np.array(kinds, dtype=np.int64))
+        if defects is not None and self.settings.defect_head_weight > 0 and len(self.images) >= SMALLEST_FOR_HEAD:
+            self._add_head(good, folds, defects)
+            heads = self._head_maps(good, folds)
+        else:
+            heads = None
+        scores = self._fused(standard[0], heads)
+        for name in self.branches.names:
+            self._fit(name, good)
+        return scores
 
-    def _left_out(self, density: Density, moments: list[list[Moments]]) -> tuple[list[list[Tensor]], list[Tensor]]:
-        """What each branch sees of each image that it has not seen, and how well it tells anomalies from them.
+    # ---- what is looked at
 
-        Returns:
-            For each image, in order, a (1, h, w) map of each branch; for each kind of anomalies and each labelled
-            defect the branches' separation (V,).
+    def _looked(self) -> Iterator[tuple[Inputs, Sequence[int]]]:
+        """What the branches look at of all good images, batch by batch."""
+        for start in range(0, len(self.images), BATCH):
+            places = range(start, min(start + BATCH, len(self.images)))
+            planes = torch.stack([self.images[i] for i in places])
+            yield self._inputs(planes), places
+            self._advance(len(places))
+
+    def _inputs(self, planes: Tensor) -> Inputs:
+        seen = self.model.inputs(self.model.features(planes.to(self.model.mean.device)))
+        vectors = {name: each.cpu() for name, each in seen.vectors.items()}
+        return Inputs([m.cpu() for m in seen.levels], vectors, seen.context.cpu(), seen.cells.cpu())
+
+    def _anomalous(self, defects: tuple[Tensor, Tensor] | None) -> tuple[Inputs, list[int], list[int]]:
+        """Images with synthetic anomalies and labelled defects: what is looked at, kinds, and the images they lie in.
+
+        A labelled defect lies in no good image; it is judged as if it lay in the first.
         """
-        total = _total(moments)
-        seen: list[list[Tensor]] = [[] for _ in range(len(self.images))]
-        changed: dict[AnomalyKind, list[Tensor]] = {kind: [] for kind in KINDS}
-        for own, members in zip(moments, self.members, strict=True):
-            density.fit([a - b for a, b in zip(total, own, strict=True)])
-            for planes, places in self._with_places(members):
-                maps = self._see(planes)
-                for i, place in enumerate(places):
-                    seen[place] = [m[i : i + 1].cpu() for m in maps]
-                self._advance(len(places))
-            for kind in KINDS if self.judged else ():
-                changed[kind] += self._anomalous(kind, [i for i in members if i in self.judged])
-        if not self.judged:
-            return seen, []
-        good = torch.cat([self._alone(seen[i]) for i in sorted(self.judged)], dim=1)
-        separations = [separation(good, torch.cat(scores, dim=1)) for scores in changed.values() if scores]
-        return seen, [*separations, *self._of_defects(good, separations)]
+        found: list[Inputs] = []
+        kinds: list[int] = []
+        sources: list[int] = []
+        each = max(1, JUDGED // len(KINDS))
+        for number, kind in enumerate(KINDS):
+            order = (
+                np.random.PCG64(image_seed(self.settings.seed, 2**34, number)).random_raw(len(self.images)).argsort()
+            )
+            places = np.resize(order, min(each, 4 * len(self.images))).tolist()
+            for start in range(0, len(places), BATCH):
+                own = places[start : start + BATCH]
+                planes, drawn = self._drawn(kind, number, own, start)
+                if bool(drawn.any()):
+                    found.append(self._inputs(planes[drawn]))
+                    sources += [place for place, there in zip(own, drawn.tolist(), strict=True) if there]
+                    kinds += [number] * int(drawn.sum())
+                self._advance(len(own))
+        for k, image in enumerate([] if defects is None else torch.split(defects[0], 1)):
+            found.append(self._inputs(image))
+            sources.append(0)
+            kinds.append(len(KINDS) + k)
+        return _joined(found), kinds, sources
 
-    def _of_defects(self, good: Tensor, separations: Sequence[Tensor]) -> list[Tensor]:
-        """The separation of each labelled defect; the apprentice knows it, so of the disagreement that of others."""
-        if self.defects is None or not separations:
-            return []
-        disagreement = torch.stack(list(separations)).mean(dim=0)[0]
-        found = []
-        for image in torch.split(self.defects[0], 1):
-            row = separation(good, self._alone(self._see(image.to(self.device))))
-            row[0] = disagreement
-            found.append(row)
-        return found
+    def _drawn(self, kind: AnomalyKind, number: int, places: Sequence[int], turn: int) -> tuple[Tensor, Tensor]:
+        """Images with an anomaly of a kind at half of its contrast, and (B,) whether one was drawn."""
+        planes = torch.stack([self.images[i] for i in places])
+        seeds = [image_seed(self.settings.seed, number, 2**20 * (turn + i) + place) for i, place in enumerate(places)]
+        changed, masks = add_anomaly(planes, kind, seeds)
+        return torch.lerp(planes, changed, CONTRAST), masks.flatten(1).any(dim=1)
 
-    def _weigh(self, seen: list[list[Tensor]], separations: Sequence[Tensor]) -> None:
-        """Set the scale of each branch, and its weight."""
-        scale = torch.cat([self._alone(maps) for maps in seen], dim=1).mean(dim=1)
-        self.branches.scale.copy_(scale.clamp(min=torch.finfo(torch.float32).tiny))
-        chosen = self.settings.fusion_weights
+    # ---- left-out maps
+
+    def _fit(self, name: BranchName, good: Inputs, chosen: Tensor | None = None) -> None:
+        """Fit a branch's density on some of the good images, or all."""
+        if name == "disagreement":
+            return
+        at = torch.arange(len(good.context)) if chosen is None else chosen
+        device = self.model.mean.device
+        density, vectors = self.branches.density(name), good.vectors[name][:, at].to(device)
+        if isinstance(density, Bank):
+            density.fit(vectors)
+        elif name == "intensity":
+            density.fit(vectors, good.cells[at].to(device), INTENSITY_SHRINKAGE)
+        else:
+            density.fit(vectors, good.context[at].to(device))
+
+    def _raw(self, name: BranchName, seen: Inputs, chosen: Tensor) -> Tensor:
+        """(M, h, w) distances of a branch for some images."""
+        device = self.model.mean.device
+        vectors = {name: seen.vectors[name][:, chosen].to(device)} if name in seen.vectors else {}
+        some = Inputs(
+            [m[chosen].to(device) for m in seen.levels],
+            vectors,
+            seen.context[chosen].to(device),
+            seen.cells[chosen].to(device),
+        )
+        return self.branches.raw(name, some).cpu()
+
+    def _left_out(
+        self, name: BranchName, good: Inputs, changed: Inputs | None, folds: Tensor, changed_folds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Distances of good images, and of those with anomalies, by densities that were fitted without their fold."""
+        everything = torch.arange(len(folds))
+        if name == "disagreement":
+            bad = torch.empty(0) if changed is None else self._raw(name, changed, torch.arange(len(changed_folds)))
+            return self._raw(name, good, everything), bad
+        grid = self.branches.grids[name]
+        found, bad = torch.empty(len(folds), *grid), torch.empty(len(changed_folds), *grid)
+        for fold in range(int(folds.max()) + 1):
+            self._fit(name, good, everything[folds != fold])
+            found[folds == fold] = self._raw(name, good, everything[folds == fold])
+            at = torch.nonzero(changed_folds == fold).flatten()
+            if changed is not None and len(at):
+                bad[at] = self._raw(name, changed, at)
+        return found, bad
+
+    def _raised(self, maps: Tensor, trained: Tensor) -> Tensor:
+        """The disagreement of images that the apprentice learned from, times how much too small it is on the median."""
+        peaks = self.model.enlarge(maps).flatten(1).amax(dim=1)
+        ratio = max(1.0, float(peaks[~trained].median() / peaks[trained].median()))
+        return torch.where(trained[:, None, None], maps * ratio, maps)
+
+    # ---- one map
+
+    def _standardized(
+        self, good: Maps, bad: Maps, folds: Tensor, bad_folds: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Maps in units of what good images of other folds get; sets the final statistics of each branch."""
+        all_good, all_bad = [], []
+        for name in self.branches.names:
+            own, other = torch.empty_like(good[name]), torch.empty_like(bad[name])
+            for fold in range(int(folds.max()) + 1):
+                others = good[name][folds != fold]
+                mean, deviation = position_statistics(others if len(others) > 1 else good[name])
+                own[folds == fold] = (good[name][folds == fold] - mean) / deviation
+                if len(other):
+                    other[bad_folds == fold] = (bad[name][bad_folds == fold] - mean) / deviation
+            self.branches.set_statistics(name, *position_statistics(good[name]))
+            all_good.append(own)
+            all_bad.append(other)
+        return all_good, all_bad
+
+    def _weigh(self, good: list[Tensor], bad: list[Tensor], kinds: IntArray) -> None:
+        """Set weights and offset."""
+        chosen, names = self.settings.fusion_weights, self.branches.names
+        enlarged = [self._coarse(maps) for maps in good]
+        peaks = [maps.flatten(1).amax(dim=1) for maps in enlarged]
+        middles = torch.stack([p.mean() for p in peaks])
+        scatters = torch.stack([p.std() for p in peaks]).clamp(min=1e-6)
         if isinstance(chosen, tuple):
             weights = torch.tensor(chosen)
-        elif separations:
-            weights = learned_weights(torch.stack([row[: len(FUSED)] for row in separations]))
+        elif len(kinds):
+            units = [(e - m) / s for e, m, s in zip(enlarged, middles, scatters, strict=True)]
+            coarse = [(self._coarse(b) - m) / s for b, m, s in zip(bad, middles, scatters, strict=True)]
+            weights = greedy_weights(units, coarse, kinds)
         else:
-            weights = torch.full((len(FUSED),), 1 / len(FUSED))
-        if self.branches.defect_head is not None:
-            share = self.settings.defect_head_weight
-            weights = torch.cat([(1 - share) * weights, weights.new_tensor([share])])
-        self.branches.weight.copy_(weights)
+            weights = torch.full((len(names),), 1 / len(names))
+        self.branches.weight[: len(names)] = (weights / scatters).to(self.branches.weight)
+        self.branches.offset.copy_((weights * middles / scatters).sum())
 
-    def _scores(self, seen: list[list[Tensor]]) -> LeftOut:
-        """Scores of the fused left-out maps."""
-        found: list[tuple[float, float]] = []
-        for maps in seen:
-            fused = self.branches.fuse([m.to(self.device) for m in maps])
-            anomaly, score = self.model.finish(fused)
-            found += zip(score.tolist(), anomaly.flatten(1).amax(dim=1).tolist(), strict=True)
-        scores, maxima = zip(*found, strict=True)
-        return LeftOut(np.array(scores), np.array(maxima))
+    def _coarse(self, maps: Tensor) -> Tensor:
+        """(N, h, w) to (N, H/4, W/4): enlarged and blurred as the anomaly map, at a quarter of its size."""
+        if not len(maps):
+            return maps
+        return torch.cat([self.model.enlarge(part)[:, 2::4, 2::4] for part in torch.split(maps, 64)])
 
-    def _fit_head(self, density: Density, moments: list[list[Moments]]) -> None:
-        """Train a defect head against good images that the density has not seen: those of the first fold."""
-        assert self.defects is not None
-        density.fit([a - b for a, b in zip(_total(moments), moments[0], strict=True)])
+    def _fused(self, good: list[Tensor], heads: Tensor | None) -> LeftOut:
+        """Scores of the left-out maps, fused."""
+        parts = [w * maps for w, maps in zip(self.branches.weight.cpu(), good, strict=False)]
+        if heads is not None:
+            parts.append(self.branches.weight[-1].cpu() * heads)
+        found = []
+        for at in torch.split(torch.arange(len(good[0])), 64):
+            found.append(
+                self.model.finish(self.branches, [part[at].to(self.model.mean.device) for part in parts]).cpu()
+            )
+        return self._scores(torch.cat(found))
+
+    def _scores(self, maps: Tensor) -> LeftOut:
+        scores = image_score(maps, self.model.spec.score_top)
+        return LeftOut(scores.double().numpy(), maps.flatten(1).amax(dim=1).double().numpy())
+
+    # ---- labelled defects
+
+    def _head_vectors(self, seen: Inputs, at: Tensor) -> Tensor:
+        device = self.model.mean.device
+        vectors = {name: each[:, at].to(device) for name, each in seen.vectors.items()}
+        return self.branches.head_vectors(Inputs([], vectors, seen.context[at].to(device), seen.cells[at].to(device)))
+
+    def _head_maps(self, good: Inputs, folds: Tensor) -> Tensor:
+        """(N, h, w) what the defect head sees of good images, by densities that were fitted without their fold."""
+        everything, parts = torch.arange(len(folds)), []
+        for fold in range(int(folds.max()) + 1):
+            self._fit_levels(good, everything[folds != fold])
+            at = everything[folds == fold]
+            assert self.branches.defect_head is not None
+            parts.append((at, self.branches.defect_head(self._head_vectors(good, at)).cpu()))
+        found = torch.empty(len(folds), *parts[0][1].shape[1:])
+        for at, maps in parts:
+            found[at] = maps
+        return found
+
+    def _fit_levels(self, good: Inputs, chosen: Tensor) -> None:
+        for name in self.branches.names:
+            if name in ("level 2", "level 3"):
+                self._fit(name, good, chosen)
+
+    def _add_head(self, good: Inputs, folds: Tensor, defects: tuple[Tensor, Tensor]) -> None:
+        """Train a defect head against good images of the first folds, which the densities have not seen then."""
+        aside = folds < max(1, int(folds.max() + 1) // 4)
+        chosen = torch.arange(len(folds))
+        self._fit_levels(good, chosen[~aside])
+        seen = _joined([self._inputs(part) for part in torch.split(defects[0], BATCH)])
         with torch.random.fork_rng():  # its start follows from the seed alone
             torch.manual_seed(self.settings.seed)
             head = self.branches.add_defect_head()
-        good = torch.cat([self._vectors(density, batch) for batch in self._batches(self.members[0])])
-        bad = torch.cat([self._vectors(density, part.to(self.device)) for part in torch.split(self.defects[0], BATCH)])
+        normal = self._head_vectors(good, chosen[aside])
+        known = len(normal) - len(normal) // 4
         with torch.enable_grad():
             fit_defect_head(
-                head, good, bad, self.defects[1].to(self.device), self.settings.seed, lambda _: self._advance(1)
-            )
-
-    def _vectors(self, density: Density, planes: Tensor) -> Tensor:
-        return density.stacked(density.whitened(planes, self._features(planes).expert))
-
-    def _anomalous(self, kind: AnomalyKind, places: Sequence[int]) -> list[Tensor]:
-        """(V, B) scores of branches for images with anomalies of a kind, at half of their contrast."""
-        found = []
-        for planes, at in self._with_places(places):
-            index = KINDS.index(kind)
-            changed, masks = add_anomaly(planes, kind, [image_seed(self.settings.seed, index, i) for i in at])
-            drawn = masks.flatten(1).any(dim=1)
-            if bool(drawn.any()):
-                found.append(self._alone(self._see(torch.lerp(planes[drawn], changed[drawn], CONTRAST))))
-            self._advance(len(at))
-        return found
-
-    def _alone(self, seen: Sequence[Tensor]) -> Tensor:
-        """(V, B) image scores by each of V unscaled maps alone."""
-        return torch.stack([self.model.finish(m.to(self.device))[1] for m in seen])
-
-    def _features(self, planes: Tensor) -> Features:
-        return self.model.features(planes)
-
-    def _see(self, planes: Tensor) -> list[Tensor]:
-        return self.branches.see(*self._features(planes))
-
-    def _batches(self, places: Sequence[int]) -> Iterator[Tensor]:
-        for planes, at in self._with_places(places):
-            yield planes
-            self._advance(len(at))
-
-    def _with_places(self, places: Sequence[int]) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        for start in range(0, len(places), BATCH):
-            at = places[start : start + BATCH]
-            yield torch.stack([self.images[i] for i in at]).to(self.device), at
+                head, normal[:known], self._head_vectors(seen, torch.arange(len(seen.context))),
+                defects[1].to(normal.device), self.settings.seed,
+            )  # fmt: skip
+        # the others, new to it, tell what a good image gets; in units of its scatter it is like any other branch
+        peaks = self._coarse(head(normal[known:])).flatten(1).amax(dim=1)
+        share, scatter = self.settings.defect_head_weight, peaks.std().clamp(min=1e-3)
+        self.branches.weight[:-1] *= 1 - share
+        self.branches.weight[-1] = share / scatter
+        self.branches.offset.copy_((1 - share) * self.branches.offset + share * peaks.mean() / scatter)
 
     def _advance(self, count: int) -> None:
         self.done = min(self.done + count, self.total)
         self.report(self.done, self.total)
 
 
-def _total(moments: Sequence[Sequence[Moments]]) -> list[Moments]:
-    total = list(moments[0])
-    for sums in moments[1:]:
-        total = [a + b for a, b in zip(total, sums, strict=True)]
-    return total
+def _joined(parts: Sequence[Inputs]) -> Inputs:
+    """Several batches as one."""
+    return Inputs(
+        [torch.cat(levels) for levels in zip(*(part.levels for part in parts), strict=True)],
+        {name: torch.cat([part.vectors[name] for part in parts], dim=1) for name in parts[0].vectors},
+        torch.cat([part.context for part in parts]),
+        torch.cat([part.cells for part in parts]),
+    )

@@ -1,11 +1,11 @@
 """The one inference module: uint8 images of any size in, anomaly maps, image scores and categories out.
 
-Resize, brightness, expert and apprentice, branches, fusion, map and score are here and nowhere else: training, export,
-evaluation and report use this module. It is built from a `ModelSpec` alone.
+Resize, brightness, networks, branches, fusion, map and score are here and nowhere else: training, export, evaluation
+and report use this module. It is built from a `ModelSpec` alone.
 
 A run of several categories has one pair of networks and, for each category, branches of its own: a density over all
-categories would describe none of them well, as a position shows something else in each. Where nobody says which category
-an image shows, the model takes the one whose good images the expert's features, averaged over the image, are nearest to.
+categories would describe none of them well. Where nobody says which category an image shows, the model takes the one
+whose good images the expert's features, averaged over the image, are nearest to.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cdo_ad.config import ModelSpec
 from cdo_ad.method.backbone import Backbone, create_backbone
-from cdo_ad.method.branches import Branches
-from cdo_ad.method.density import Shape, whole_image
-from cdo_ad.method.discrepancy import anomaly_map, discrepancies, image_score
-from cdo_ad.method.preprocess import normalize_brightness, resize
+from cdo_ad.method.branches import Branches, Inputs, Shape, describe
+from cdo_ad.method.discrepancy import discrepancies, image_score
+from cdo_ad.method.preprocess import map_matrix, normalize_brightness, resize
 
 __all__ = ["UNKNOWN", "AnomalyModel", "Features"]
 
@@ -32,18 +32,18 @@ LEAST_WIDTH = 1e-3
 
 
 class Features(NamedTuple):
-    """What the two networks see of B images."""
+    """What the networks see of B images."""
 
     images: Tensor
     """(B, 3, H, W) float RGB in 0..255, at the input size."""
     expert: list[Tensor]
     """(B, C_k, H_k, W_k) of each level, finest first."""
     levels: list[Tensor]
-    """(B, H_1, W_1) discrepancy of each level, in [0, 4]."""
+    """(B, H_1, W_1) discrepancy of each level, in [0, 4]; none without an apprentice."""
 
 
 class AnomalyModel(nn.Module):
-    """A frozen expert, an apprentice of the same architecture, and the branches of each category.
+    """A frozen expert, an apprentice of the same architecture where the disagreement is a branch, and the branches.
 
     The expert is in eval mode always, its parameters and buffers never change.
     """
@@ -61,11 +61,13 @@ class AnomalyModel(nn.Module):
             weights: the expert's weights, see `cdo_ad.method.backbone.create_backbone`.
 
         Raises:
-            ConfigError: from the backbone or the density.
+            ConfigError: from the backbone.
         """
         super().__init__()
         self.spec = spec
-        self.apprentice: Backbone = create_backbone(spec.backbone, spec.image_size)
+        self.apprentice: Backbone | None = None
+        if "disagreement" in spec.branches:
+            self.apprentice = create_backbone(spec.backbone, spec.image_size)
         self.expert: Backbone = create_backbone(spec.backbone, spec.image_size, weights)
         self.expert.requires_grad_(False)
         # for images in 0..255
@@ -73,8 +75,7 @@ class AnomalyModel(nn.Module):
         self.register_buffer("std", torch.tensor(self.expert.std).view(1, 3, 1, 1) * 255)
         shapes = level_shapes(self.expert, spec.image_size)
         self.members = nn.ModuleList(
-            Branches(shapes, spec.image_size, spec.density_context, name in spec.defect_heads)
-            for name in spec.categories
+            Branches(spec.branches, shapes, spec.image_size, category) for category in spec.categories
         )
         if len(spec.categories) > 1:
             self.register_buffer("centres", torch.zeros(len(spec.categories), shapes[-1][0]))
@@ -102,7 +103,7 @@ class AnomalyModel(nn.Module):
         return planes.contiguous(memory_format=torch.channels_last)
 
     def normalize(self, planes: Tensor) -> Tensor:
-        """(B, 3, H, W) float RGB in 0..255 to the input of both networks."""
+        """(B, 3, H, W) float RGB in 0..255 to the input of the networks."""
         if self.spec.normalize_brightness:
             planes = normalize_brightness(planes, self.mean.mean())
         return (planes - self.mean) / self.std
@@ -112,7 +113,12 @@ class AnomalyModel(nn.Module):
         normalized = self.normalize(planes)
         with torch.no_grad():
             expert = self.expert(normalized)
-        return Features(planes, expert, discrepancies(expert, self.apprentice(normalized)))
+        levels = [] if self.apprentice is None else discrepancies(expert, self.apprentice(normalized))
+        return Features(planes, expert, levels)
+
+    def inputs(self, seen: Features) -> Inputs:
+        """What the branches look at."""
+        return describe(self.spec.branches, *seen)
 
     # ---- from features to maps and scores
 
@@ -133,29 +139,39 @@ class AnomalyModel(nn.Module):
         seen = self.features(planes)
         chosen = self.choose(seen.expert, categories)
         if len(self.members) == 1:
-            fused = self._fused(0, seen)
+            maps = self.finish(self.branches(), list(self.branches().maps(self.inputs(seen)).values()))
         else:
-            fused = torch.zeros_like(seen.levels[0])
+            maps = planes.new_zeros(len(planes), *self.spec.image_size)
             for number in sorted(set(chosen.tolist())):  # a category that no image shows costs nothing
-                at = chosen == number
-                fused[at] = self._fused(number, _some(seen, at))
-        maps, scores = self.finish(fused)
-        return maps, scores, chosen
+                at, own = chosen == number, self.branches(number)
+                maps[at] = self.finish(own, list(own.maps(self.inputs(_some(seen, at))).values()))
+        return maps, image_score(maps, self.spec.score_top), chosen
 
     def explain(self, images: Tensor, categories: Tensor | None = None) -> dict[str, Tensor]:
-        """The weighted map of each branch, see `Branches.explain`; images of one category at a time."""
+        """The weighted map of each branch (B, h, w), see `Branches.maps`; images of one category at a time."""
         seen = self.features(self.prepare(images))
         number = int(self.choose(seen.expert, categories)[0])
-        return self.branches(number).explain(*seen)
+        return self.branches(number).maps(self.inputs(seen))
 
-    def finish(self, fused: Tensor) -> tuple[Tensor, Tensor]:
-        """The anomaly map (B, H, W) and image score (B,) of a fused map (B, h, w)."""
-        maps = anomaly_map([fused], self.spec.image_size, self.spec.blur_sigma)
-        return maps, image_score(maps, self.spec.score_top)
+    def enlarge(self, maps: Tensor) -> Tensor:
+        """(B, h, w) on a branch's grid to (B, H, W) at the input size, blurred."""
+        height, width = self.spec.image_size
+        rows = map_matrix(height, int(maps.shape[-2]), self.spec.blur_sigma).to(maps)
+        columns = map_matrix(width, int(maps.shape[-1]), self.spec.blur_sigma).to(maps)
+        return rows @ maps @ columns.T
 
-    def _fused(self, number: int, seen: Features) -> Tensor:
-        branches = self.branches(number)
-        return branches.fuse(branches.see(*seen))
+    def finish(self, branches: Branches, maps: Sequence[Tensor]) -> Tensor:
+        """The anomaly map (B, H, W) >= 0 of a category's weighted maps.
+
+        Standardised maps are negative where an image is more usual than most. `softplus` makes them positive and keeps
+        their order: a good image's largest value is about 1.3 on average, and 1 more for each standard deviation.
+        """
+        by_grid: dict[tuple[int, int], Tensor] = {}
+        for each in maps:  # maps of one grid are added before they are enlarged
+            grid = (int(each.shape[-2]), int(each.shape[-1]))
+            by_grid[grid] = by_grid[grid] + each if grid in by_grid else each
+        total = torch.stack([self.enlarge(each) for each in by_grid.values()]).sum(dim=0)
+        return total if branches.plain else F.softplus(total - branches.offset + 1)
 
     # ---- categories
 
@@ -164,19 +180,20 @@ class AnomalyModel(nn.Module):
         count = len(expert[-1])
         if len(self.members) == 1:
             return torch.zeros(count, dtype=torch.int64, device=expert[-1].device)
-        away = ((whole_image(expert)[:, None] - self.centres) / self.widths).square().sum(dim=2)
+        away = ((_mean(expert)[:, None] - self.centres) / self.widths).square().sum(dim=2)
         nearest = away.argmin(dim=1)
         return nearest if categories is None else torch.where(categories < 0, nearest, categories)
 
     @torch.no_grad()
-    def fit_categories(self, contexts: Sequence[Tensor]) -> None:
+    def fit_categories(self, planes: Sequence[Sequence[Tensor]]) -> None:
         """Learn to tell the categories apart.
 
         Args:
-            contexts: for each category (N_k, Q): `whole_image` of its good images.
+            planes: for each category batches (B, 3, H, W) of its good images, as `prepare` gives them.
         """
-        self.centres.copy_(torch.stack([given.mean(dim=0) for given in contexts]))
-        within = torch.cat([given - given.mean(dim=0) for given in contexts]).square().mean(dim=0).sqrt()
+        of = [torch.cat([_mean(self.expert(self.normalize(b.to(self.mean.device)))) for b in own]) for own in planes]
+        self.centres.copy_(torch.stack([given.mean(dim=0) for given in of]))
+        within = torch.cat([given - given.mean(dim=0) for given in of]).square().mean(dim=0).sqrt()
         self.widths.copy_(within.clamp(min=LEAST_WIDTH * float(within.mean())))
 
 
@@ -187,6 +204,10 @@ def level_shapes(backbone: nn.Module, image_size: tuple[int, int]) -> list[Shape
         maps = backbone.eval()(torch.zeros(1, 3, *image_size))
     backbone.train(training)
     return [(int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for m in maps]
+
+
+def _mean(expert: Sequence[Tensor]) -> Tensor:
+    return expert[-1].float().mean(dim=(2, 3))
 
 
 def _some(seen: Features, at: Tensor) -> Features:

@@ -47,8 +47,8 @@ def white_noise(images: Tensor, seeds: Sequence[int], background: BackgroundRule
         background: where centres may lie: `"none"` anywhere, otherwise on the part, see `foreground`.
 
     Returns:
-        The changed images, (B, C, H, W) of the same type, and the union of the rectangles, (B, H, W) bool, on the device of
-        `images`, which is left as it was.
+        The changed images, (B, C, H, W) of the same type, and the union of the rectangles, (B, H, W) bool, on the
+        device of `images`, which is left as it was.
     """
     images = images.clone()
     mask = torch.zeros(images.shape[0], *images.shape[-2:], dtype=torch.bool, device=images.device)

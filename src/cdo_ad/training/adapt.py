@@ -98,7 +98,7 @@ def adapt(
     groups = {
         "new good": new_good,
         "new bad": [(s.path, UNKNOWN) for s in new_bad],
-        "good": [(path, bundle.model.categories.index(r.category)) for path, r in _own(bundle)],
+        "good": [(path, bundle.model.names.index(r.category)) for path, r in _own(bundle)],
     }
     before = {name: _judge(detector, files) for name, files in groups.items()}
     config = bundle.config
@@ -132,7 +132,7 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     if key := training_difference(before, now):
         raise ConfigError(f"{key} was {before[key]!r} and is {now[key]!r}: that needs a training of its own")
     _require_own_images(bundle)
-    material = Material(bundle.data, bundle.model.categories, tuple(as_samples(bundle.data)))
+    material = Material(bundle.data, bundle.model.names, tuple(as_samples(bundle.data)))
     return make_run(
         out, config, material, Machine(device=device), start=bundle, interrupted="discard", keep_apprentice=True
     )
@@ -169,7 +169,7 @@ def _require_own_images(bundle: Bundle) -> None:
 
 def _together(bundle: Bundle, good: Sequence[tuple[Path, int]], bad: Sequence[Sample]) -> Material:
     """The run's material and the corrections; new images keep their full paths and groups of their own."""
-    old, names = bundle.data, bundle.model.categories
+    old, names = bundle.data, bundle.model.names
     known = {record.digest for record in old.images}
     first = 1 + max((record.group for record in (*old.images, *old.held_out)), default=-1)
     new = [

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from cdo_ad.config import Config
-from cdo_ad.errors import TrainingError, needs_extra
+from cdo_ad.errors import ConfigError, TrainingError, needs_extra
 from cdo_ad.progress import progress_bar
 from cdo_ad.training.checkpoint import COLUMNS, Work
 
@@ -72,17 +72,23 @@ class ApprenticeTraining:
         """
         self.fabric, self.model, self.store, self.config, self.work = fabric, model, store, config, work
         self.defects, self.workers = defects, workers
-        self.optimizer = make_optimizer(model.apprentice, config)
+        self.optimizer = make_optimizer(self._own(), config)
         self.first = 0
         if work.state is not None:
-            model.apprentice.load_state_dict(work.state["apprentice"])
+            self._own().load_state_dict(work.state["apprentice"])
             self.optimizer.load_state_dict(work.state["optimizer"])
             self.first = work.state["epoch"]
         model.to(fabric.device)
         if fabric.world_size > 1:
-            globalize(model.apprentice)
+            globalize(self._own())
         self.apprentice: nn.Module
-        self.apprentice, self.prepared = fabric.setup(model.apprentice, self.optimizer)
+        self.apprentice, self.prepared = fabric.setup(self._own(), self.optimizer)
+
+    def _own(self) -> nn.Module:
+        """The model's apprentice."""
+        if self.model.apprentice is None:
+            raise ConfigError("this model has no apprentice: add disagreement to its branches")
+        return self.model.apprentice
 
     def run(self) -> None:
         """Train all epochs that are left; raises TrainingError for a loss that is not a number."""
@@ -110,7 +116,7 @@ class ApprenticeTraining:
                     for name in COLUMNS[1:]:
                         board.add_scalar(name, row[name], epoch + 1)
                 if fabric.is_global_zero:
-                    self.work.save(self.model.apprentice.state_dict(), self.optimizer.state_dict(), epoch + 1)
+                    self.work.save(self._own().state_dict(), self.optimizer.state_dict(), epoch + 1)
                 fabric.barrier()
 
     def epoch(self, epoch: int) -> Iterator[tuple[float, int]]:

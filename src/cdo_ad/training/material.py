@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.calibration import check_count
+from cdo_ad.calibration import Unit, require_units, units_needed
 from cdo_ad.config import Config
 from cdo_ad.data import read_categories, read_dataset
-from cdo_ad.data.split import by_name, content_digest, fingerprint, group_images, hold_out, make_folds
-from cdo_ad.errors import CalibrationError, ConfigError, DataError
+from cdo_ad.data.split import by_name, content_digest, fingerprint, group_images, hold_out
+from cdo_ad.errors import CalibrationError, CdoWarning, ConfigError, DataError
 from cdo_ad.progress import progress_bar
 from cdo_ad.provenance import DataRecord, ImageRecord
 from cdo_ad.types import Sample
@@ -49,10 +50,27 @@ class Material:
         """(N,) the category's number of each image to learn from."""
         return np.array([self.categories.index(image.category) for image in self.record.images], dtype=np.int64)
 
-    def folds(self, places: Sequence[int], config: Config) -> IntArray:
-        """The folds of some of the images to learn from, by their places."""
-        groups = np.array([self.record.images[i].group for i in places])
-        return make_folds(np.unique(groups, return_inverse=True)[1], config.folds, config.seed)
+    def units(self, places: Sequence[int], category: str) -> IntArray:
+        """What counts once in the calibration: of images to learn from, by their places, the number of each's unit."""
+        if self.record.units[category] == "image":
+            return np.arange(len(places))
+        return np.unique([self.record.images[i].group for i in places], return_inverse=True)[1]
+
+    def taught(self, config: Config) -> list[int]:
+        """Places of the images that an apprentice learns from.
+
+        In cross-conformal calibration with other branches a tenth of each category's units is kept from it, to
+        measure how much too small its disagreement is on images that it has seen.
+        """
+        everything = list(range(len(self.record.images)))
+        if config.calibration != "cross" or len(config.branches) < 2:
+            return everything
+        taught: list[int] = []
+        for number, name in enumerate(self.categories):
+            own = np.flatnonzero(self.numbers == number)
+            aside = hold_out(self.units(own.tolist(), name), config.held_out_share, config.seed)
+            taught += own[~aside].tolist()
+        return sorted(taught)
 
 
 def gather(
@@ -79,12 +97,14 @@ def gather(
     good = [[s for s in samples if s.split != "test"] for samples in listed]
     images: list[ImageRecord] = []
     held_out: list[ImageRecord] = []
+    units: dict[str, Unit] = {}
     notes = []
     for samples in good:
         own, others, note = _parted(samples, data, config, first=len(images) + len(held_out))
         images += own
         held_out += others
-        notes.append(f"{samples[0].category}: {note}" if unified else note)
+        units[samples[0].category], told = _unit(others or own, config.false_alarm_rate)
+        notes.append((f"{samples[0].category}: {note}" if unified else note) + told)
     everything = [s for samples in good for s in samples]
     record = DataRecord(
         root=str(data.resolve()),
@@ -93,6 +113,7 @@ def gather(
         images=tuple(images),
         held_out=tuple(held_out),
         split="; ".join(notes),
+        units=units,
         defects=tuple((str(s.path.resolve()), str(s.mask_path and s.mask_path.resolve())) for s in defects),
     )
     categories = tuple(samples[0].category for samples in good)
@@ -140,8 +161,22 @@ def _parted(
     if config.calibration == "held-out":
         if not others:
             raise CalibrationError("no image can be held out whole groups: set  --set calibration=cross")
-        check_count(len(others), config.false_alarm_rate, samples[0].category)
+        require_units(len(others), config.false_alarm_rate, samples[0].category)
     return fit, others, note
+
+
+def _unit(records: Sequence[ImageRecord], rate: float) -> tuple[Unit, str]:
+    """What counts once: parts, where they are enough for the rate; else images, where these are; and a remark."""
+    n, parts = len(records), len({record.group for record in records})
+    if parts >= units_needed(rate) or n < units_needed(rate) or parts == n:
+        return "group", ""
+    warnings.warn(
+        f"{n} good images show only {parts} different parts: the false-alarm rate holds for further images of these "
+        f"parts; new parts may raise more alarms. For new parts add images of {units_needed(rate)} parts or more",
+        CdoWarning,
+        stacklevel=2,
+    )
+    return "image", "; too few parts, so images count one by one"
 
 
 def _name(path: Path, data: Path) -> str:

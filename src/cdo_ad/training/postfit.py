@@ -7,28 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import save
 from torch import Tensor
 
 from cdo_ad import bundle as bundles
-from cdo_ad.calibration import Calibration
-from cdo_ad.config import Config
+from cdo_ad.calibration import Calibration, GoodScores
+from cdo_ad.config import CategorySpec, Config, ModelSpec
 from cdo_ad.data.defects import Defects
 from cdo_ad.data.store import ImageStore
 from cdo_ad.files import write_json
 from cdo_ad.inference.calibrate import score_images
 from cdo_ad.inference.engines.torch import TorchEngine
-from cdo_ad.method.density import whole_image
+from cdo_ad.method.bank import CENTRES
 from cdo_ad.method.fit import FitSettings, LeftOut, fit_branches
+from cdo_ad.method.gaussian import components_for
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.progress import progress_bar
 from cdo_ad.provenance import DataRecord, Provenance, revision, versions
 from cdo_ad.training.checkpoint import Work
 from cdo_ad.training.material import Material
 
-__all__ = ["fit_and_calibrate", "write_model"]
+__all__ = ["fit_and_calibrate", "specify", "write_model"]
+
+IntArray = npt.NDArray[np.int64]
+MOST_IMAGES = 3000
+"""Good images of a category that its branches are fitted on; 1.3 GB of features at 256 x 256."""
+MOST_COMPONENTS = 160
+INTENSITY_COMPONENTS = 8
 
 
 class _Places:
@@ -44,8 +52,30 @@ class _Places:
         return self.store[self.places[index]]
 
 
+def specify(config: Config, material: Material) -> ModelSpec:
+    """The model that settings and images ask for; its branches are still to be fitted."""
+    sizes = [min(int((material.numbers == number).sum()), MOST_IMAGES) for number in range(len(material.categories))]
+    return ModelSpec.from_config(
+        config,
+        [
+            CategorySpec(
+                name=name,
+                components=min(components_for(n, config.context_share, n), MOST_COMPONENTS),
+                intensity_components=min(INTENSITY_COMPONENTS, n // 10) if config.context_share else 0,
+                centres=CENTRES,
+            )
+            for name, n in zip(material.categories, sizes, strict=True)
+        ],
+    )
+
+
 def fit_and_calibrate(
-    model: AnomalyModel, store: ImageStore, material: Material, defects: Defects | None, config: Config
+    model: AnomalyModel,
+    store: ImageStore,
+    material: Material,
+    defects: Defects | None,
+    config: Config,
+    taught: Sequence[int],
 ) -> Calibration:
     """Fit the branches of each category and set its thresholds; leaves the model in eval mode.
 
@@ -55,6 +85,7 @@ def fit_and_calibrate(
         material: their categories, groups and folds.
         defects: labelled defects, of any category.
         config: the settings.
+        taught: places of the images that the apprentice learned from.
 
     Raises:
         ConfigError: from `fit_branches`.
@@ -63,21 +94,24 @@ def fit_and_calibrate(
     model.eval()
     numbers = material.numbers
     places = [np.flatnonzero(numbers == number).tolist() for number in range(len(material.categories))]
-    contexts = [_contexts(model, _Places(store, own), config.batch_size) for own in places] if len(places) > 1 else []
-    if contexts:
-        model.fit_categories(contexts)
-    scores: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
+    if len(places) > 1:
+        model.fit_categories([_batches(_Places(store, own), config.batch_size) for own in places])
+    scores: dict[str, GoodScores] = {}
     for number, (name, own) in enumerate(zip(material.categories, places, strict=True)):
-        left_out = _fit(
-            model, number, _Places(store, own), material.folds(own, config), _of(model, defects, number), config
-        )
-        scores[name] = (left_out.scores.tolist(), left_out.maxima.tolist())
+        units = material.units(own, name)
+        kept = _at_most(units, MOST_IMAGES, config.seed)
+        own, units = [own[i] for i in kept], np.unique(units[kept], return_inverse=True)[1]
+        trained = np.isin(own, taught)
+        left_out = _fit(model, number, _Places(store, own), units, trained, _of(model, defects, number), config)
+        unit = material.record.units[name]
+        scores[name] = GoodScores(left_out.scores.tolist(), left_out.maxima.tolist(), units.tolist(), unit)
     if config.calibration == "held-out":
         found = score_images(TorchEngine(model, model.mean.device), material.held_out)
-        of = [number for _, number in material.held_out]
         for number, name in enumerate(material.categories):
-            own_scores = [each for each, at in zip(found, of, strict=True) if at == number]
-            scores[name] = ([score for score, _ in own_scores], [largest for _, largest in own_scores])
+            own = [i for i, (_, at) in enumerate(material.held_out) if at == number]
+            unit = material.record.units[name]
+            counted = [i if unit == "image" else material.record.held_out[i].group for i in own]
+            scores[name] = GoodScores([found[i][0] for i in own], [found[i][1] for i in own], counted, unit)
     return Calibration.fit(scores, config.false_alarm_rate, method=config.calibration)
 
 
@@ -85,28 +119,33 @@ def _fit(
     model: AnomalyModel,
     number: int,
     images: _Places,
-    folds: np.ndarray,
+    units: IntArray,
+    trained: npt.NDArray[np.bool_],
     defects: tuple[Tensor, Tensor] | None,
     config: Config,
 ) -> LeftOut:
-    which = f" of {model.spec.categories[number]}" if len(model.spec.categories) > 1 else ""
+    which = f" of {model.spec.names[number]}" if len(model.spec.names) > 1 else ""
     settings = FitSettings(config.fusion_weights, config.defect_head_weight, config.seed)
     with progress_bar() as bar:
         task = bar.add_task(f"fitting the branches{which}", total=len(images), note="")
         return fit_branches(
-            model, number, images, folds, settings, defects,
-            lambda done, total: bar.update(task, completed=done, total=total),
+            model, number, images, units, settings, trained=trained, defects=defects,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
 
 
-@torch.no_grad()
-def _contexts(model: AnomalyModel, images: _Places, batch_size: int) -> Tensor:
-    """(N, Q) what tells a category apart, of each image."""
-    found = []
-    for start in range(0, len(images), batch_size):
-        planes = torch.stack([images[i] for i in range(start, min(start + batch_size, len(images)))])
-        found.append(whole_image(model.expert(model.normalize(planes.to(model.mean.device)))))
-    return torch.cat(found)
+def _at_most(units: IntArray, count: int, seed: int) -> list[int]:
+    """Places of at most `count` images, whole units, drawn at random."""
+    if len(units) <= count:
+        return list(range(len(units)))
+    order = np.random.PCG64(seed).random_raw(int(units.max()) + 1)
+    by_draw = np.argsort(order[units], kind="stable")[:count]
+    return sorted(by_draw.tolist())
+
+
+def _batches(images: _Places, batch_size: int) -> list[Tensor]:
+    starts = range(0, len(images), batch_size)
+    return [torch.stack([images[i] for i in range(s, min(s + batch_size, len(images)))]) for s in starts]
 
 
 @torch.no_grad()
@@ -146,13 +185,16 @@ def write_model(
         BundleError: `out` holds something else than a run.
         OutputError: the folder cannot be written to.
     """
-    heads = tuple(n for i, n in enumerate(model.spec.categories) if model.branches(i).defect_head is not None)
+    categories = tuple(
+        spec.model_copy(update={"defect_head": model.branches(i).defect_head is not None})
+        for i, spec in enumerate(model.spec.categories)
+    )
     # a copy of each tensor: parts that share memory cannot be saved
     weights = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()
     manifest = bundles.Manifest(
         settings=config,
-        model=model.spec.model_copy(update={"defect_heads": heads}),
+        model=model.spec.model_copy(update={"categories": categories}),
         weights_sha256=digest,
         provenance=Provenance(
             data=data,

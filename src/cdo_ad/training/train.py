@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdo_ad.bundle import Bundle, check_writable, locked, read_bundle
-from cdo_ad.config import Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.errors import Interrupted, OutputError, needs_extra
 from cdo_ad.progress import progress_bar
 from cdo_ad.training.material import Material, gather
@@ -23,7 +23,7 @@ with needs_extra("train", "training"):
     from cdo_ad.method.model import AnomalyModel
     from cdo_ad.training.checkpoint import AfterInterruption, Work
     from cdo_ad.training.loop import ApprenticeTraining
-    from cdo_ad.training.postfit import fit_and_calibrate, write_model
+    from cdo_ad.training.postfit import fit_and_calibrate, specify, write_model
     from cdo_ad.training.processes import start_processes
 
 __all__ = ["MEMORY_BUDGET", "Machine", "make_run", "train"]
@@ -166,27 +166,27 @@ def _make(
     store = _load(material, config, machine)
     defects = load_defects(material.defects, config.image_size) if material.defects else None
     torch.manual_seed(config.seed)
-    model = AnomalyModel(
-        ModelSpec.from_config(config, material.categories), config.weights if start is None else "none"
-    )
+    model = AnomalyModel(specify(config, material), config.weights if start is None else "none")
     if start is not None:
         take_networks(model, load_model(start))
-    model = model.to(memory_format=torch.channels_last)
-    if keep_apprentice:
-        model.to(fabric.device)
-    else:
-        ApprenticeTraining(fabric, model, store, config, work, defects=defects, workers=machine.workers).run()
+    model = model.to(memory_format=torch.channels_last).to(fabric.device)
+    taught = material.taught(config)
+    if model.apprentice is not None and not keep_apprentice:
+        ApprenticeTraining(
+            fabric, model, store.some(taught), config, work, defects=defects, workers=machine.workers
+        ).run()
     if not fabric.is_global_zero:
         return
-    calibration = fit_and_calibrate(model, store, material, defects, config)
+    calibration = fit_and_calibrate(model, store, material, defects, config, taught)
     write_model(out, model, config, material.record, calibration, fabric, None if keep_apprentice else work)
     work.remove()
 
 
 def take_networks(model: AnomalyModel, other: AnomalyModel) -> None:
-    """Give a model the expert and the apprentice of another, and what tells categories apart where both have that."""
+    """Give a model the expert and the apprentice of another."""
     model.expert.load_state_dict(other.expert.state_dict())
-    model.apprentice.load_state_dict(other.apprentice.state_dict())
+    if model.apprentice is not None and other.apprentice is not None:
+        model.apprentice.load_state_dict(other.apprentice.state_dict())
 
 
 def _load(material: Material, config: Config, machine: Machine) -> ImageStore:
