@@ -58,10 +58,13 @@ class Config(Document):
     weights: str = "auto"
     """The expert's weights: `auto` (a package for the Lite models, timm's hub otherwise), `hub`, `none` (random, for
     tests) or the path of a .safetensors or .pth state dict."""
-    image_height: int = Field(default=256, ge=32)
-    """Height of the networks' input, pixels; images are resized to it, whatever their shape."""
-    image_width: int = Field(default=256, ge=32)
+    image_height: int = Field(default=256, ge=0)
+    """Height of the networks' input, pixels; images are resized to it, whatever their shape. 0, with `image_width` 0:
+    chosen from the good images, see `cdo_ad.data.input_size`."""
+    image_width: int = Field(default=256, ge=0)
     """Width of the networks' input, pixels."""
+    budget: float = Field(default=2.25, ge=1)
+    """Where the input size is chosen: the largest cost of an image, as a multiple of that at 256 x 256."""
     normalize_brightness: bool = False
     """Scale each image to one mean brightness before the networks see it, so that a dark and a bright image of a part
     look alike to them. Intensities are judged on the image as it is."""
@@ -143,6 +146,9 @@ class Config(Document):
         weights, count = self.fusion_weights, len(self.branches)
         if isinstance(weights, tuple) and (len(weights) != count or abs(sum(weights) - 1) > 1e-6):
             raise ValueError(f"fusion_weights must be learned, equal or {count} numbers that sum to 1, got {weights}")
+        sides = (self.image_height, self.image_width)
+        if sides != (0, 0) and min(sides) < 32:
+            raise ValueError(f"image_height and image_width must be 32 or more, or both 0, got {sides}")
         if len(set(self.branches)) != count:
             raise ValueError(f"branches must differ, got {', '.join(self.branches)}")
         return self
@@ -171,10 +177,18 @@ class Config(Document):
         return self.replace(**changes)
 
 
+CENTRES = 1000
+"""Vectors of a bank."""
+
+
 class CategorySpec(Document):
     """What the branches of one category are made of."""
 
     name: str = ""
+    branches: Branches
+    """Those that have a weight."""
+    standardized: bool
+    """False for the paper's form: the disagreement alone, as it is."""
     components: int = Field(default=0, ge=0)
     """Of the context that the Gaussians of features are conditional on."""
     intensity_components: int = Field(default=0, ge=0)
@@ -182,6 +196,18 @@ class CategorySpec(Document):
     centres: int = Field(default=1, ge=1)
     """Vectors of the bank."""
     defect_head: bool = False
+
+    @classmethod
+    def from_config(cls, config: Config, name: str = "", components: int = 0, intensity_components: int = 0) -> Self:
+        """What settings ask for; a bank has `cdo_ad.config.CENTRES` vectors."""
+        return cls(
+            name=name,
+            branches=config.branches,
+            standardized=config.branches != ("disagreement",),
+            components=components,
+            intensity_components=intensity_components,
+            centres=CENTRES,
+        )
 
 
 class ModelSpec(Document):
@@ -193,12 +219,11 @@ class ModelSpec(Document):
     normalize_brightness: bool
     blur_sigma: float = Field(ge=0)
     score_top: float = Field(ge=0, lt=1)
-    branches: Branches
-    categories: tuple[CategorySpec, ...] = Field(default=(CategorySpec(),), min_length=1)
+    categories: tuple[CategorySpec, ...] = Field(min_length=1)
     """In the order in which the model numbers them; one of no name in most runs."""
 
     @classmethod
-    def from_config(cls, config: Config, categories: Sequence[CategorySpec] = (CategorySpec(),)) -> ModelSpec:
+    def from_config(cls, config: Config, categories: Sequence[CategorySpec] = ()) -> ModelSpec:
         """The model that settings describe; its branches are still to be fitted."""
         return cls(
             backbone=config.backbone,
@@ -206,14 +231,18 @@ class ModelSpec(Document):
             normalize_brightness=config.normalize_brightness,
             blur_sigma=config.blur_sigma,
             score_top=config.score_top,
-            branches=config.branches,
-            categories=tuple(categories),
+            categories=tuple(categories) or (CategorySpec.from_config(config),),
         )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the categories."""
         return tuple(category.name for category in self.categories)
+
+    @property
+    def branches(self) -> tuple[BranchName, ...]:
+        """All branches that any category has."""
+        return tuple(dict.fromkeys(name for category in self.categories for name in category.branches))
 
 
 AFTER_TRAINING = frozenset(

@@ -25,8 +25,10 @@ def lite0() -> Config:
     """The default: the frozen EfficientNet-Lite0 and densities of its features, for CPUs. See docs/results.md."""
     return Config(
         recipe="lite0",
+        image_height=0,
+        image_width=0,
         normalize_brightness=True,
-        branches=("level 2", "level 3", "bank"),
+        branches=("level 3", "level 2", "bank", "intensity"),
     )
 
 

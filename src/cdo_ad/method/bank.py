@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CENTRES", "Bank"]
+__all__ = ["Bank"]
 
-CENTRES = 1000
 CANDIDATES = 10_000
 """Vectors, drawn at random, that the centres are chosen among."""
 PROJECTED = 48
@@ -26,7 +25,7 @@ class Bank(nn.Module):
     whiten: Tensor
     centres: Tensor
 
-    def __init__(self, channels: int, centres: int = CENTRES) -> None:
+    def __init__(self, channels: int, centres: int) -> None:
         """Reserve the buffers; `fit` or a loaded state fills them."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))

@@ -80,20 +80,17 @@ class Branches(nn.Module):
     weight: Tensor
     offset: Tensor
 
-    def __init__(
-        self, names: Sequence[BranchName], shapes: Sequence[Shape], image_size: tuple[int, int], spec: CategorySpec
-    ) -> None:
+    def __init__(self, shapes: Sequence[Shape], image_size: tuple[int, int], spec: CategorySpec) -> None:
         """Reserve the buffers; `cdo_ad.method.fit` fills them.
 
         Args:
-            names: of the branches.
             shapes: (C_k, H_k, W_k) of each of the expert's levels, finest first.
             image_size: (H, W) of the input.
             spec: of the category.
         """
         super().__init__()
-        self.names = tuple(names)
-        self.plain = self.names == ("disagreement",)
+        self.names = names = spec.branches
+        self.plain = not spec.standardized
         self.grids = {name: _grid(name, shapes, image_size) for name in names}
         context = shapes[-1][0] * CONTEXT_CELLS**2
         self.densities = nn.ModuleDict()
@@ -132,6 +129,19 @@ class Branches(nn.Module):
         self.defect_head = DefectHead(channels).to(self.weight.device)
         self.weight = torch.cat([self.weight[: len(self.names)], self.weight.new_zeros(1)])
         return self.defect_head
+
+    def keep(self, names: Sequence[BranchName]) -> None:
+        """Drop all other branches: they have no weight."""
+        chosen = [k for k, name in enumerate(self.names) if name in names]
+        for name in self.names:
+            if name not in names:
+                delattr(self, f"mean_{_key(name)}")
+                delattr(self, f"deviation_{_key(name)}")
+                if name != "disagreement":
+                    del self.densities[_key(name)]
+        self.weight = self.weight[chosen]
+        self.names = tuple(self.names[k] for k in chosen)
+        self.grids = {name: self.grids[name] for name in self.names}
 
     def raw(self, name: BranchName, inputs: Inputs) -> Tensor:
         """(B, h, w) distances >= 0 of a branch, on its own grid; the disagreement is the sum of its levels."""

@@ -28,19 +28,25 @@ from cdo_ad.method.bank import Bank
 from cdo_ad.method.branches import INTENSITY_SHRINKAGE, Branches, Inputs
 from cdo_ad.method.defect_head import fit_defect_head
 from cdo_ad.method.discrepancy import image_score
-from cdo_ad.method.fusion import greedy_weights, position_statistics
+from cdo_ad.method.fusion import learned_weights, position_statistics
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.white_noise import image_seed
 
 __all__ = ["FitSettings", "ImageSource", "LeftOut", "fit_branches", "make_folds"]
 
 BATCH = 16
-FOLDS = 25
-"""Folds at the most; there are no more than units."""
+FOLDS_FOR_WEIGHTS = 10
+MOST_FOLDS, FEWEST_FOLDS, WORK = 100, 10, 40_000
+"""Folds of the calibration: as many as `WORK` images in all of them allow. The more, the nearer a left-out score is to what
+the final detector gives a new image; with ten folds it is too large, and fewer defects are found."""
 JUDGED = 280
 """Synthetic anomalies that weights are learned on, each kind as often as any other."""
-CONTRAST = 0.5
-"""Of these anomalies: at full contrast several branches see nearly all of them, and the weights say little."""
+CONTRAST = (0.35, 1.0)
+"""Of these anomalies, uniform: at full contrast several branches see nearly all of them, and weights would say little."""
+BASE = "level 3"
+"""The branch that the map begins with."""
+FEW, STEADY = 64, ("level 2", "level 3", "bank")
+"""With fewer good images the map begins with an equal say of these: each alone is poorly estimated."""
 SMALLEST = 8
 """With fewer good images weights stay equal."""
 SMALLEST_FOR_HEAD = 32
@@ -137,6 +143,10 @@ def fit_branches(
         return fit.plain() if fit.branches.plain else fit.run(units, trained, defects)
 
 
+def _fold_count(images: int) -> int:
+    return max(FEWEST_FOLDS, min(MOST_FOLDS, WORK // images))
+
+
 class _Fit:
     """One call of `fit_branches`."""
 
@@ -154,27 +164,54 @@ class _Fit:
     def run(
         self, units: IntArray, trained: npt.NDArray[np.bool_] | None, defects: tuple[Tensor, Tensor] | None
     ) -> LeftOut:
-        folds = torch.from_numpy(make_folds(units, FOLDS, self.settings.seed))
         good = _joined([seen for seen, _ in self._looked()])
-        learn = self.settings.fusion_weights == "learned" and len(self.images) >= SMALLEST
-        changed, kinds, sources = self._anomalous(defects) if learn and len(self.branches.names) > 1 else (None, [], [])
-        good_maps: Maps = {}
-        bad_maps: Maps = {}
-        for name in self.branches.names:
-            good_maps[name], bad_maps[name] = self._left_out(name, good, changed, folds, folds[sources])
-        if "disagreement" in good_maps and trained is not None and not trained.all():
-            good_maps["disagreement"] = self._raised(good_maps["disagreement"], torch.from_numpy(trained))
-        standard = self._standardized(good_maps, bad_maps, folds, folds[sources])
-        self._weigh(*standard, np.array(kinds, dtype=np.int64))
-        if defects is not None and self.settings.defect_head_weight > 0 and len(self.images) >= SMALLEST_FOR_HEAD:
+        weights = self._weights(good, units, defects)
+        self.branches.keep([name for name, weight in weights.items() if weight > 0])
+        folds = torch.from_numpy(make_folds(units, _fold_count(len(units)), self.settings.seed))
+        maps = {name: self._left_out(name, good, folds) for name in self.branches.names}
+        if "disagreement" in maps and trained is not None and not trained.all():
+            maps["disagreement"] = self._raised(maps["disagreement"], torch.from_numpy(trained))
+        standard = self._standardized(maps, folds)
+        self._set_units(standard, torch.tensor([weights[name] for name in self.branches.names]))
+        heads = None
+        if defects is not None and self.settings.defect_head_weight > 0 and self._has_head():
             self._add_head(good, folds, defects)
             heads = self._head_maps(good, folds)
-        else:
-            heads = None
-        scores = self._fused(standard[0], heads)
+        scores = self._fused(standard, heads)
         for name in self.branches.names:
             self._fit(name, good)
+            self.branches.set_statistics(name, *position_statistics(maps[name]))
         return scores
+
+    def _has_head(self) -> bool:
+        return len(self.images) >= SMALLEST_FOR_HEAD and bool({"level 2", "level 3"} & set(self.branches.names))
+
+    def _weights(self, good: Inputs, units: IntArray, defects: tuple[Tensor, Tensor] | None) -> dict[BranchName, float]:
+        """The weight of each branch, as the settings say."""
+        names, chosen = self.branches.names, self.settings.fusion_weights
+        if isinstance(chosen, tuple):
+            return dict(zip(names, chosen, strict=True))
+        if chosen == "equal" or len(names) == 1 or len(self.images) < SMALLEST:
+            return dict.fromkeys(names, 1 / len(names))
+        folds = torch.from_numpy(make_folds(units, FOLDS_FOR_WEIGHTS, self.settings.seed))
+        changed, kinds, sources = self._anomalous(defects)
+        all_good, all_bad = [], []
+        for name in names:
+            maps, bad = self._left_out(name, good, folds), self._left_out(name, changed, folds, good, folds[sources])
+            own, other = self._standardized({name: maps}, folds)[0], self._in_units(bad, maps, folds, folds[sources])
+            own, other = self._coarse(own), self._coarse(other)
+            peaks = own.flatten(1).amax(dim=1)
+            middle, scatter = peaks.mean(), peaks.std().clamp(min=1e-6)
+            all_good.append((own - middle) / scatter)
+            all_bad.append((other - middle) / scatter)
+        found = learned_weights(all_good, all_bad, np.array(kinds, dtype=np.int64), self._start())
+        return dict(zip(names, found.tolist(), strict=True))
+
+    def _start(self) -> Tensor:
+        """The weights to begin with: of the base branch alone, or where images are few, of those that are steady then."""
+        names = self.branches.names
+        begin = [name for name in (STEADY if len(self.images) < FEW else (BASE,)) if name in names] or [names[0]]
+        return torch.tensor([1 / len(begin) if name in begin else 0.0 for name in names])
 
     # ---- what is looked at
 
@@ -220,11 +257,14 @@ class _Fit:
         return _joined(found), kinds, sources
 
     def _drawn(self, kind: AnomalyKind, number: int, places: Sequence[int], turn: int) -> tuple[Tensor, Tensor]:
-        """Images with an anomaly of a kind at half of its contrast, and (B,) whether one was drawn."""
+        """Images with an anomaly of a kind, each with a contrast of its own, and (B,) whether one was drawn."""
         planes = torch.stack([self.images[i] for i in places])
         seeds = [image_seed(self.settings.seed, number, 2**20 * (turn + i) + place) for i, place in enumerate(places)]
         changed, masks = add_anomaly(planes, kind, seeds)
-        return torch.lerp(planes, changed, CONTRAST), masks.flatten(1).any(dim=1)
+        random = torch.Generator().manual_seed(seeds[0])
+        low, high = CONTRAST
+        contrast = low + (high - low) * torch.rand(len(planes), 1, 1, 1, generator=random)
+        return torch.lerp(planes, changed, contrast.to(planes)), masks.flatten(1).any(dim=1)
 
     # ---- left-out maps
 
@@ -255,22 +295,30 @@ class _Fit:
         return self.branches.raw(name, some).cpu()
 
     def _left_out(
-        self, name: BranchName, good: Inputs, changed: Inputs | None, folds: Tensor, changed_folds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Distances of good images, and of those with anomalies, by densities that were fitted without their fold."""
-        everything = torch.arange(len(folds))
-        if name == "disagreement":
-            bad = torch.empty(0) if changed is None else self._raw(name, changed, torch.arange(len(changed_folds)))
-            return self._raw(name, good, everything), bad
-        grid = self.branches.grids[name]
-        found, bad = torch.empty(len(folds), *grid), torch.empty(len(changed_folds), *grid)
+        self,
+        name: BranchName,
+        seen: Inputs,
+        folds: Tensor,
+        good: Inputs | None = None,
+        seen_folds: Tensor | None = None,
+    ) -> Tensor:
+        """(M, h, w) distances of images, each by a density that was fitted without their fold.
+
+        Args:
+            name: of the branch.
+            seen: of the images that are judged.
+            folds: (N,) of the good images.
+            good: the good images, where they are not those that are judged.
+            seen_folds: (M,) the fold whose density judges each image, where it is not its own.
+        """
+        good, own = seen if good is None else good, folds if seen_folds is None else seen_folds
+        found = torch.empty(len(own), *self.branches.grids[name])
         for fold in range(int(folds.max()) + 1):
-            self._fit(name, good, everything[folds != fold])
-            found[folds == fold] = self._raw(name, good, everything[folds == fold])
-            at = torch.nonzero(changed_folds == fold).flatten()
-            if changed is not None and len(at):
-                bad[at] = self._raw(name, changed, at)
-        return found, bad
+            at = torch.nonzero(own == fold).flatten()
+            if len(at):
+                self._fit(name, good, torch.nonzero(folds != fold).flatten())
+                found[at] = self._raw(name, seen, at)
+        return found
 
     def _raised(self, maps: Tensor, trained: Tensor) -> Tensor:
         """The disagreement of images that the apprentice learned from, times how much too small it is on the median."""
@@ -280,40 +328,25 @@ class _Fit:
 
     # ---- one map
 
-    def _standardized(
-        self, good: Maps, bad: Maps, folds: Tensor, bad_folds: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Maps in units of what good images of other folds get; sets the final statistics of each branch."""
-        all_good, all_bad = [], []
-        for name in self.branches.names:
-            own, other = torch.empty_like(good[name]), torch.empty_like(bad[name])
-            for fold in range(int(folds.max()) + 1):
-                others = good[name][folds != fold]
-                mean, deviation = position_statistics(others if len(others) > 1 else good[name])
-                own[folds == fold] = (good[name][folds == fold] - mean) / deviation
-                if len(other):
-                    other[bad_folds == fold] = (bad[name][bad_folds == fold] - mean) / deviation
-            self.branches.set_statistics(name, *position_statistics(good[name]))
-            all_good.append(own)
-            all_bad.append(other)
-        return all_good, all_bad
+    def _standardized(self, maps: Maps, folds: Tensor) -> list[Tensor]:
+        """Maps of good images in standard deviations from what those of other folds get."""
+        return [self._in_units(each, each, folds, folds) for each in maps.values()]
 
-    def _weigh(self, good: list[Tensor], bad: list[Tensor], kinds: IntArray) -> None:
-        """Set weights and offset."""
-        chosen, names = self.settings.fusion_weights, self.branches.names
-        enlarged = [self._coarse(maps) for maps in good]
-        peaks = [maps.flatten(1).amax(dim=1) for maps in enlarged]
+    def _in_units(self, maps: Tensor, good: Tensor, folds: Tensor, own: Tensor) -> Tensor:
+        """Maps in standard deviations from what good images get that are in another fold than each."""
+        found = torch.empty_like(maps)
+        for fold in range(int(folds.max()) + 1):
+            others = good[folds != fold]
+            mean, deviation = position_statistics(others if len(others) > 1 else good)
+            found[own == fold] = (maps[own == fold] - mean) / deviation
+        return found
+
+    def _set_units(self, good: list[Tensor], weights: Tensor) -> None:
+        """Put each branch in units of how its image score scatters over good images."""
+        peaks = [self._coarse(maps).flatten(1).amax(dim=1) for maps in good]
         middles = torch.stack([p.mean() for p in peaks])
         scatters = torch.stack([p.std() for p in peaks]).clamp(min=1e-6)
-        if isinstance(chosen, tuple):
-            weights = torch.tensor(chosen)
-        elif len(kinds):
-            units = [(e - m) / s for e, m, s in zip(enlarged, middles, scatters, strict=True)]
-            coarse = [(self._coarse(b) - m) / s for b, m, s in zip(bad, middles, scatters, strict=True)]
-            weights = greedy_weights(units, coarse, kinds)
-        else:
-            weights = torch.full((len(names),), 1 / len(names))
-        self.branches.weight[: len(names)] = (weights / scatters).to(self.branches.weight)
+        self.branches.weight[: len(weights)] = (weights / scatters).to(self.branches.weight)
         self.branches.offset.copy_((weights * middles / scatters).sum())
 
     def _coarse(self, maps: Tensor) -> Tensor:

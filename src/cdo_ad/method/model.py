@@ -74,9 +74,7 @@ class AnomalyModel(nn.Module):
         self.register_buffer("mean", torch.tensor(self.expert.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(self.expert.std).view(1, 3, 1, 1) * 255)
         shapes = level_shapes(self.expert, spec.image_size)
-        self.members = nn.ModuleList(
-            Branches(spec.branches, shapes, spec.image_size, category) for category in spec.categories
-        )
+        self.members = nn.ModuleList(Branches(shapes, spec.image_size, category) for category in spec.categories)
         if len(spec.categories) > 1:
             self.register_buffer("centres", torch.zeros(len(spec.categories), shapes[-1][0]))
             self.register_buffer("widths", torch.ones(shapes[-1][0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,10 @@ class Material:
     def numbers(self) -> IntArray:
         """(N,) the category's number of each image to learn from."""
         return np.array([self.categories.index(image.category) for image in self.record.images], dtype=np.int64)
+
+    def told(self, remark: str) -> Material:
+        """The same with a remark for people."""
+        return replace(self, record=self.record.model_copy(update={"split": f"{self.record.split}; {remark}"}))
 
     def units(self, places: Sequence[int], category: str) -> IntArray:
         """What counts once in the calibration: of images to learn from, by their places, the number of each's unit."""

@@ -21,7 +21,6 @@ from cdo_ad.data.store import ImageStore
 from cdo_ad.files import write_json
 from cdo_ad.inference.calibrate import score_images
 from cdo_ad.inference.engines.torch import TorchEngine
-from cdo_ad.method.bank import CENTRES
 from cdo_ad.method.fit import FitSettings, LeftOut, fit_branches
 from cdo_ad.method.gaussian import components_for
 from cdo_ad.method.model import AnomalyModel
@@ -35,7 +34,7 @@ __all__ = ["fit_and_calibrate", "specify", "write_model"]
 IntArray = npt.NDArray[np.int64]
 MOST_IMAGES = 3000
 """Good images of a category that its branches are fitted on; 1.3 GB of features at 256 x 256."""
-MOST_COMPONENTS = 160
+MOST_COMPONENTS = 192
 INTENSITY_COMPONENTS = 8
 
 
@@ -58,11 +57,11 @@ def specify(config: Config, material: Material) -> ModelSpec:
     return ModelSpec.from_config(
         config,
         [
-            CategorySpec(
-                name=name,
+            CategorySpec.from_config(
+                config,
+                name,
                 components=min(components_for(n, config.context_share, n), MOST_COMPONENTS),
                 intensity_components=min(INTENSITY_COMPONENTS, n // 10) if config.context_share else 0,
-                centres=CENTRES,
             )
             for name, n in zip(material.categories, sizes, strict=True)
         ],
@@ -186,11 +185,16 @@ def write_model(
         OutputError: the folder cannot be written to.
     """
     categories = tuple(
-        spec.model_copy(update={"defect_head": model.branches(i).defect_head is not None})
+        spec.model_copy(
+            update={"branches": model.branches(i).names, "defect_head": model.branches(i).defect_head is not None}
+        )
         for i, spec in enumerate(model.spec.categories)
     )
     # a copy of each tensor: parts that share memory cannot be saved
-    weights = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if not any("disagreement" in spec.branches for spec in categories):  # its weight is 0 everywhere
+        state = {name: value for name, value in state.items() if not name.startswith("apprentice.")}
+    weights = save(state)
     digest = hashlib.sha256(weights).hexdigest()
     manifest = bundles.Manifest(
         settings=config,

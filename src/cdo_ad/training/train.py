@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cdo_ad.bundle import Bundle, check_writable, locked, read_bundle
 from cdo_ad.config import Config
+from cdo_ad.data.input_size import choose_input_size
 from cdo_ad.errors import Interrupted, OutputError, needs_extra
 from cdo_ad.progress import progress_bar
 from cdo_ad.training.material import Material, gather
@@ -94,6 +95,10 @@ def train(
     check_writable(out)
     labelled = read_defects(defects) if defects is not None else []
     material = gather(data, config, layout, category, unified, labelled)
+    if config.image_height == 0:
+        (height, width), why = choose_input_size(material.paths, config.budget)
+        config = config.replace(image_height=height, image_width=width)
+        material = material.told(why)
     return make_run(out, config, material, Machine(device, devices, workers, memory_budget), interrupted=interrupted)
 
 

@@ -34,7 +34,7 @@ from cdo_ad.data.copies.propose import neighbours
 from cdo_ad.data.copies.register import Comparison
 from cdo_ad.data.decode import decode_reduced, read_bytes
 
-__all__ = ["Grouping", "group_copies"]
+__all__ = ["Grouping", "group_copies", "join_pairs", "largest_group"]
 
 SIDE = 112
 """Pixels: the median longer side of the reduced images."""
@@ -120,7 +120,7 @@ def group_copies(paths: Sequence[Path], advance: Callable[[], None] = lambda: No
         return pairs[i, j]
 
     surest = sorted(((i, j, v) for (i, j), v in pairs.items() if v > 0), key=lambda pair: -pair[2])
-    groups, refused = _join(n, surest, look, largest_group(n), np.random.default_rng(seed))
+    groups, refused = join_pairs(n, surest, look, largest_group(n), np.random.default_rng(seed))
     found = sorted(((i, j, round(v, 3)) for (i, j), v in pairs.items() if v > 0), key=lambda pair: -pair[2])
     return Grouping(groups, tuple(found), refused)
 
@@ -150,14 +150,25 @@ def _gray(path: Path) -> tuple[Image.Image, tuple[int, int]]:
     return gray.reduce(max(1, min(gray.size) // LOOK)), size
 
 
-def _join(
+def join_pairs(
     n: int,
     surest: Sequence[tuple[int, int, float]],
     look: Callable[[int, int], float],
     largest: int,
     random: np.random.Generator,
 ) -> tuple[IntArray, int]:
-    """Groups of verified pairs, see the module, and how many pairs were refused."""
+    """Groups of verified pairs, see the module.
+
+    Args:
+        n: images.
+        surest: verified pairs and how alike they are, the surest first.
+        look: how alike a pair is, 0 for no copies.
+        largest: the most images that a group may hold.
+        random: chooses the witnesses.
+
+    Returns:
+        (n,) the group of each image, and how many pairs were refused.
+    """
     group = list(range(n))
     members: dict[int, list[int]] = {i: [i] for i in range(n)}
     refused = 0
