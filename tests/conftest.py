@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdo_ad.config import Config
-from cdo_ad.training.job import train
+from cdo_ad.training.train import train
 from fakes import make_mvtec
 
 TINY = Config(
@@ -18,7 +18,6 @@ TINY = Config(
     epochs=2,
     batch_size=8,
     seed=3,
-    calibration_minimum=9,
     false_alarm_rate=0.1,
 )
 """Settings that train in a second: what a run looks like, not how well it detects."""
