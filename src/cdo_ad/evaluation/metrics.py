@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 LIMITS = {"aupro_30": 0.3, "aupro_05": 0.05}
+"""Largest false-positive rate of each area under the PRO curve."""
 LEAST_MEMORY = 4 << 20
 
 
