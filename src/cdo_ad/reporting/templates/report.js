@@ -56,16 +56,13 @@ function showDecision() {
 }
 function showOverview() {
   if (D.categories.length < 2) return;
-  const words = D.labelled ? ["category", "good", "defects", "threshold", "false alarms", "95 %", "found", "95 %", "image AUROC", "AP",
-    "pixel AP", "AU-PRO 0.3"] : ["category", "good", "threshold", "false alarms", "95 %"];
-  const ends = (r) => (r.n ? `${percent(r.low)} – ${percent(r.high)}` : "–");
+  const words = D.labelled ? ["category", "good", "defects", "threshold", "false alarms (95 %)", "defects found (95 %)", "image AUROC",
+    "image AP", "pixel AP", "AU-PRO 0.3"] : ["category", "good", "threshold", "false alarms (95 %)"];
   const row = (name, threshold, m, images) => {
     const good = images.filter((p) => !p.anomalous), alarms = rate(good.filter((p) => p.called).length, good.length);
-    if (!D.labelled) return [name, good.length, threshold, percent(alarms.value), ends(alarms)];
-    const d = m.decision;
-    return [name, m.n.good, m.n.anomalous, threshold, percent(d.false_alarm_rate.value), ends(d.false_alarm_rate),
-      percent(d.detection_rate.value), ends(d.detection_rate), number(m.image.auroc), number(m.image.ap), number(m.pixel.ap),
-      number(m.pixel.aupro_30)];
+    if (!D.labelled) return [name, good.length, threshold, withEnds(alarms)];
+    return [name, m.n.good, m.n.anomalous, threshold, withEnds(m.decision.false_alarm_rate), withEnds(m.decision.detection_rate),
+      number(m.image.auroc), number(m.image.ap), number(m.pixel.ap), number(m.pixel.aupro_30)];
   };
   const rows = D.categories.map((c) => row(c.name, number(c.threshold, 4), c.metrics, D.images.filter((p) => p.category === c.name)));
   rows.push(row("all", "", D.metrics, D.images));
@@ -80,16 +77,15 @@ function showTypes() {
   if (!D.labelled) return;
   const rows = [["all", C().metrics], ...Object.entries(C().metrics.types)].map(([name, f]) => {
     const { found } = judged(name === "all" ? I() : I().filter((p) => p.type === name));
-    return [name, f.n.anomalous, percent(found.value), found.n ? `${percent(found.low)} – ${percent(found.high)}` : "–",
-      number(f.image.auroc), number(f.image.ap), number(f.image.f1max), number(f.pixel.auroc), number(f.pixel.ap),
+    return [name, f.n.anomalous, withEnds(found), number(f.image.auroc), number(f.image.ap), number(f.image.f1max), number(f.pixel.auroc), number(f.pixel.ap),
       number(f.pixel.f1max), number(f.pixel.aupro_30), number(f.pixel.aupro_05)];
   });
-  table("per-type", ["type", "images", "found", "95 %", "image AUROC", "AP", "F1max", "pixel AUROC", "AP", "F1max",
+  table("per-type", ["type", "images", "found (95 %)", "image AUROC", "AP", "F1max", "pixel AUROC", "AP", "F1max",
     "AU-PRO 0.3", "AU-PRO 0.05"], rows);
   for (const [kind, list, counter] of [["missed", "missed", "missed-count"], ["alarm", "alarms", "alarm-count"]]) {
     const wrong = I().filter((p) => wrongness(p) === kind);
     $(counter).textContent = `(${wrong.length})`;
-    $(list).replaceChildren(...wrong.map((p) => {
+    $(list).replaceChildren(...(wrong.length ? [] : [el("li", {}, "none")]), ...wrong.map((p) => {
       const link = el("a", { href: "#gallery" }, p.name);
       link.addEventListener("click", (event) => { event.preventDefault(); zoom(p); });
       return el("li", {}, link, kind === "missed" ? ` (${p.type}, score ${number(p.score, 3)})` : ` (score ${number(p.score, 3)})`);
@@ -98,12 +94,10 @@ function showTypes() {
 }
 function showCosts() {
   if (!D.labelled) return;
-  const ends = (r) => (r.n ? `${percent(r.low)} – ${percent(r.high)}` : "–");
   const rows = C().costs.map((c) => c.missing
-    ? [percent(c.rate), `needs ${c.missing} more good images`, "", "", "", ""]
-    : [percent(c.rate), number(c.threshold, 4), percent(c.false_alarm_rate.value), ends(c.false_alarm_rate),
-      percent(c.detection_rate.value), ends(c.detection_rate)]);
-  table("costs", ["guaranteed rate", "threshold", "false alarms", "95 %", "defects found", "95 %"], rows,
+    ? [percent(c.rate), `needs ${c.missing} more good images`, "", ""]
+    : [percent(c.rate), number(c.threshold, 4), withEnds(c.false_alarm_rate), withEnds(c.detection_rate)]);
+  table("costs", ["guaranteed rate", "threshold", "false alarms (95 %)", "defects found (95 %)"], rows,
     (row) => row[0] === percent(D.rate));
 }
 function showRanks() {
@@ -149,16 +143,19 @@ function drawCurves() {
     if (traces.length) Plotly.react(id, traces, form, CONFIG);
   }
 }
-const SOURCES = { real: "real defects", synthetic: `white noise on ${D.noise_on}` };
+const SOURCES = { real: "real defects", synthetic: "white noise" };
+// four bins as one: 200 are too fine to look at
+const joined = (values) => Array.from({ length: Math.ceil(values.length / 4) }, (_, k) =>
+  values.slice(4 * k, 4 * k + 4).reduce((a, b) => a + b, 0));
 function drawDistributions() {
   const levels = C().distributions[$("source").value] || {};
   const box = $("distributions"), names = Object.keys(levels);
   if (box.children.length !== names.length)
     box.replaceChildren(...names.map((name, i) => el("div", { class: "chart", id: `distribution-${i}` })));
   names.forEach((name, i) => {
-    const level = levels[name], x = level.edges.slice(0, -1).map((e, k) => (e + level.edges[k + 1]) / 2);
+    const level = levels[name], x = level.edges.slice(2).filter((_, k) => k % 4 === 0);
     const area = (label, y, colour) => ({ type: "scatter", mode: "lines", fill: "tozeroy", name: label, x, y, line: { color: colour, width: 1.5, shape: "hvh" } });
-    Plotly.react(`distribution-${i}`, [area("normal", level.normal, css("--good")), area("anomalous", level.anomalous, css("--bad"))],
+    Plotly.react(`distribution-${i}`, [area("normal", joined(level.normal), css("--good")), area("anomalous", joined(level.anomalous), css("--bad"))],
       layout(`${name}<br><sub>margin ${number(level.margin)}, overlap ${number(level.overlap)}</sub>`, "value of a pixel", "share of pixels",
         { more: { margin: { l: 52, r: 14, t: 64, b: 44 } } }), CONFIG);
   });
