@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from browser import NO_BROWSER, REMEDY
 from cdo_ad.config import Config
 from cdo_ad.training.train import train
-from browser import NO_BROWSER, REMEDY
 from fakes import make_mvtec
 
 TINY = Config(
