@@ -83,7 +83,7 @@ class ScoreHistogram:
         if mask is None or not mask.any():
             good, bad, weight = keys.ravel(), np.zeros(0, np.uint32), np.zeros(0)
         else:
-            regions = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=8)[mask]
+            regions = cc3d.connected_components(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)[mask]
             good, bad, weight = keys[~mask], keys[mask], 1.0 / np.bincount(regions)[regions]
         self.good += good.size
         self.anomalous += bad.size
