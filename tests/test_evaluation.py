@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ pytest.importorskip("torch", reason="the extra `train` is not installed")
 from cdo_ad.bundle import Bundle, locked, read_bundle
 from cdo_ad.data import read_dataset
 from cdo_ad.data.decode import read_image, read_mask
-from cdo_ad.errors import BundleError, BusyError, DataError
+from cdo_ad.errors import BundleError, BusyError, DataError, MissingExtraError
 from cdo_ad.evaluation.evaluate import evaluate
 from cdo_ad.evaluation.judge import read_samples
 from cdo_ad.evaluation.metrics import PixelMetrics, image_metrics, rate_interval
@@ -96,6 +97,16 @@ def test_what_is_written_is_read_back(unified: tuple[Bundle, Path], tmp_path: Pa
     assert document.weights_sha256 == unified[0].weights_sha256
     text = (run / "metrics.json").read_text()
     assert json.loads(text)["categories"]["nut"]["image"]["auroc"] == document.categories["nut"].image.auroc
+
+
+def test_a_missing_extra_is_said_before_any_image_is_judged(
+    tiny_run: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = load(tiny_run, device="cpu")
+    monkeypatch.setattr(detector, "engine", None)  # judging would fail
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'cdo-ad\[evaluate\]'"):
+        evaluate(detector, read_dataset(tiny_data))
 
 
 def test_an_evaluation_at_another_rate_names_its_thresholds(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ __all__ = [
     "Count",
     "Decisions",
     "EvaluatedData",
-    "Figure",
+    "MetricValue",
     "Metrics",
     "MetricsFile",
     "PixelRanking",
@@ -38,7 +38,7 @@ def _to_null(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-Figure = Annotated[
+MetricValue = Annotated[
     float,
     Field(allow_inf_nan=True),
     BeforeValidator(_from_null),
@@ -51,26 +51,26 @@ Figure = Annotated[
 class Ranking(Document):
     """How well scores tell good from anomalous, whatever the threshold."""
 
-    auroc: Figure
-    ap: Figure
+    auroc: MetricValue
+    ap: MetricValue
     """Average precision."""
-    f1max: Figure
+    f1max: MetricValue
     """The largest F1 over all thresholds: a bound, chosen with the labels, not the F1 of the detector."""
 
 
 class PixelRanking(Ranking):
     """The same for pixels, and the mean overlap of the regions."""
 
-    aupro_30: Figure
+    aupro_30: MetricValue
     """Area under the PRO curve up to a false-positive rate of 30 %, over 0.3."""
-    aupro_05: Figure
+    aupro_05: MetricValue
     """The same up to 5 %, over 0.05."""
 
 
 class Rate(Document):
     """A share `value` = `count` / `n`, NaN for n = 0, with the ends of its exact 95 % binomial interval."""
 
-    value: Figure
+    value: MetricValue
     low: float
     high: float
     count: int = Field(ge=0)

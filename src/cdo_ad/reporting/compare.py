@@ -145,13 +145,13 @@ def _row(
 ) -> dict[str, Any]:
     """A metric of every run with its interval, and the differences to the first with theirs."""
     values = [_value(run, key) for run in runs]
-    own = [interval(figures[key]) if key in figures else (float("nan"),) * 2 for figures in drawn]
+    own = [interval(resampled[key]) if key in resampled else (float("nan"),) * 2 for resampled in drawn]
     differences: list[dict[str, Any]] = []
-    for value, figures in zip(values[1:], drawn[1:], strict=True):
-        if value is None or values[0] is None or key not in figures:
+    for value, resampled in zip(values[1:], drawn[1:], strict=True):
+        if value is None or values[0] is None or key not in resampled:
             differences.append({"value": None, "low": None, "high": None, "verdict": "unknown"})
             continue
-        low, high = interval(figures[key] - drawn[0][key])
+        low, high = interval(resampled[key] - drawn[0][key])
         verdict = "not told apart" if low <= 0 <= high else "better" if (low > 0) == better else "worse"
         differences.append({"value": value - values[0], "low": low, "high": high, "verdict": verdict})
     intervals = [{"low": low, "high": high} for low, high in own]

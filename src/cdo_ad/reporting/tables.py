@@ -149,7 +149,7 @@ def tabulate(settings: Sequence[str], runs: Sequence[Measured]) -> Table:
         chosen = [run for run in runs if run.choice == choice]
         by_category = {c: [run for run in chosen if run.category == c] for c in categories}
         rows += [_row(choice, c, found) for c, found in by_category.items() if found]
-        if len(categories) > 1:
+        if sum(map(bool, by_category.values())) > 1:
             rows.append(_mean_row(choice, by_category))
     return Table(tuple(settings), (*rows, *published), (NOTE, *notes))
 
