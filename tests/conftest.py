@@ -48,4 +48,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     ]
     if skipped:
         names = ", ".join(report.nodeid.rpartition("::")[2] for report in skipped)
-        terminalreporter.write_line(f"{len(skipped)} browser tests were not run ({names}): {REMEDY}", yellow=True)
+        terminalreporter.write_line(f"not run for want of a browser: {names}. {REMEDY.capitalize()}", yellow=True)

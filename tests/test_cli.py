@@ -200,13 +200,3 @@ def test_the_version_is_one() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{cdo_ad.__version__}"' in text
     assert shutil.which("git") is None or cdo_ad.__version__ in (ROOT / "CITATION.cff").read_text()
-
-
-@pytest.mark.slow
-def test_the_demo_runs(tmp_path) -> None:
-    done = run("demo", "--quick", "--out", tmp_path / "demo")
-    assert "fabric" in done.stdout and "plate" in done.stdout and "AUROC" in done.stdout
-    for line in done.stdout.splitlines():
-        if line.startswith(("examples:", "overlays:", "run:")):
-            assert Path(line.split(":", 1)[1].strip()).exists()
-    assert (tmp_path / "demo" / "runs" / "plate" / "metrics.json").is_file()

@@ -132,8 +132,8 @@ def show_evaluation(result: Evaluation) -> None:
         image, pixel, found = row.image, row.pixel, row.decision.detection_rate
         show(
             f"{name:{width}} {row.n.anomalous:4d}         {_f(image.auroc)}  {_f(image.ap)}  {_f(image.f1max)}"
-            f"          {_f(pixel.auroc)}  {_f(pixel.ap)}  {_f(pixel.f1max)}  {_f(pixel.aupro_30)}  {_f(pixel.aupro_05)}"
-            f"   {_f(found.value)} ({_f(found.low)}-{_f(found.high)})"
+            f"          {_f(pixel.auroc)}  {_f(pixel.ap)}  {_f(pixel.f1max)}  {_f(pixel.aupro_30)}  "
+            f"{_f(pixel.aupro_05)}   {_f(found.value)} ({_f(found.low)}-{_f(found.high)})"
         )
     if metrics.categories:
         show("the rankings in the row `all` are means over the categories")

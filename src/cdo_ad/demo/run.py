@@ -54,7 +54,7 @@ def run_demo(out: Path, *, quick: bool = False, device: str = "auto", seed: int 
     """
     for product in PRODUCTS:
         counts = (
-            {"train": 44, "test_good": 4, "per_type": 1} if quick else {"train": 120, "test_good": 40, "per_type": 8}
+            {"train": 24, "test_good": 4, "per_type": 1} if quick else {"train": 120, "test_good": 40, "per_type": 8}
         )
         data = make_dataset(out / ("data-quick" if quick else "data"), product, seed=seed, **counts)
         config = recipes.lite0().replace(seed=seed)
