@@ -194,7 +194,7 @@ function chosen() {
 const images = (p) => ["image", "heat", "mask"].filter((k) => p[k]);
 function imageCard(p) {
   const kind = wrongness(p);
-  const trio = el("button", { class: images(p).length === 2 ? "trio two" : "trio", type: "button", "aria-label": `enlarge ${p.name}` },
+  const trio = el("button", { class: "trio", type: "button", "aria-label": `enlarge ${p.name}` },
     ...images(p).map((k) => el("img", { src: p[k], alt: "" })));
   trio.addEventListener("click", () => zoom(p));
   const tag = kind ? el("span", { class: "tag" }, kind === "missed" ? "missed: " : "false alarm: ") : "";
