@@ -131,15 +131,26 @@ class ScoreHistogram:
         may begin there.
         """
         self._settle()
-        keys, counts = _unpacked(self._good)
         bad_keys, bad, weight = self._bad
-        passed = np.append(0, np.cumsum(counts))
-        below, up_to = np.searchsorted(keys, bad_keys, "left"), np.searchsorted(keys, bad_keys, "right")
-        next_below = np.append(below[1:], keys.size)
-        last = np.where(up_to < next_below, np.append(counts, 0)[up_to], 0)
-        good = np.stack([passed[next_below] - passed[up_to] - last, last, passed[up_to] - passed[below]])
-        lowest = passed[below[0]] if bad_keys.size else passed[-1]
-        good = np.append(good[:, ::-1].T.ravel(), lowest)
+        below = self._good.searchsorted(_places(bad_keys))
+        up_to = self._good.searchsorted(_places(bad_keys.astype(np.uint64) + np.uint64(1)))
+        next_below = np.append(below[1:], self._good.size)
+        passed = self._good & np.uint64(MOST)
+        np.cumsum(passed, out=passed)
+
+        def before(places: IntArray) -> IntArray:
+            """Good pixels in the first so many places."""
+            some = places > 0
+            found = np.zeros(places.size, np.int64)
+            found[some] = passed[places[some] - 1]
+            return found
+
+        last = np.zeros(bad.size, np.int64)
+        between = up_to < next_below[: bad.size]
+        last[between] = self._good[up_to[between]] & np.uint64(MOST)
+        level, tied = before(next_below)[: bad.size] - before(up_to) - last, before(up_to) - before(below)
+        lowest = before(np.append(below, self._good.size)[:1])
+        good = np.append(np.stack([level, last, tied])[:, ::-1].T.ravel(), lowest)
         bad, weight = (np.append(_third(column), 0) for column in (bad, weight))
         occupied = (good > 0) | (bad > 0)
         return Bins(good[occupied], bad[occupied], weight[occupied])
@@ -170,9 +181,15 @@ class ScoreHistogram:
         self._bad = _summed(self._bad[0] >> np.uint32(bits), *self._bad[1:])
 
 
+def _places(keys: npt.NDArray[Any]) -> PackedArray:
+    """The smallest packed value of each key."""
+    places: PackedArray = keys.astype(np.uint64) << np.uint64(32)
+    return places
+
+
 def _packed(keys: KeyArray, counts: IntArray) -> PackedArray:
     """(K,) key << 32 | count: one array that sorts by key. A count of more than 32 bits takes several places."""
-    packed = keys.astype(np.uint64) << np.uint64(32)
+    packed = _places(keys)
     largest = int(counts.max(initial=0))
     if largest > MOST:
         times = -(-counts // MOST)
@@ -206,7 +223,9 @@ def _starts(keys: KeyArray) -> IntArray:
     """Where each run of equal keys begins in a sorted array."""
     if not keys.size:
         return np.zeros(0, np.int64)
-    return np.concatenate((np.zeros(1, np.int64), np.flatnonzero(keys[1:] != keys[:-1]) + 1))
+    first = np.ones(keys.size, np.bool_)
+    np.not_equal(keys[1:], keys[:-1], out=first[1:])
+    return np.flatnonzero(first)
 
 
 def _summed(keys: KeyArray, *columns: npt.NDArray[Any]) -> tuple[Any, ...]:
