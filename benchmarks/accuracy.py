@@ -43,6 +43,7 @@ from cdo_ad.demo.products import PRODUCTS, make_dataset
 from cdo_ad.errors import CdoError, ConfigError, DataError, MissingExtraError
 from cdo_ad.evaluation.evaluate import Evaluation, evaluate
 from cdo_ad.evaluation.results import write_results
+from cdo_ad.evaluation.schema import Metrics
 from cdo_ad.inference.detector import Detector, load
 from cdo_ad.method.backbone import create_backbone
 from cdo_ad.provenance import revision
@@ -243,7 +244,7 @@ def _compute(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     evaluation, versions = (_peer if cell.method in PEERS else _own)(cell, options)
     record = {
-        "metrics": evaluation.to_json(), "failures": list(evaluation.failures), "versions": versions,
+        "metrics": evaluation.metrics.to_json(), "failures": list(evaluation.failures), "versions": versions,
         "seconds": time.perf_counter() - start, "revision": revision(),
     }  # fmt: skip
     write_json(cell.folder / "cell.json", record)
@@ -260,8 +261,8 @@ def _own(cell: Cell, options: argparse.Namespace) -> tuple[Evaluation, dict[str,
             resume = (cell.folder / ".run.training" / "checkpoint.pt").is_file()
             train(product.root, run, cell.config, category=product.category, device=options.device, resume=resume)
     evaluation = evaluate(load(run, backend="torch", device=options.device), product.samples, at_size=options.at_size)
-    write_results(run, evaluation, product.samples, product.root, options.at_size)
-    return evaluation, read_bundle(run).provenance["versions"]
+    write_results(run, evaluation, product.root)
+    return evaluation, read_bundle(run).provenance.versions
 
 
 def _trained_alike(cell: Cell) -> Path | None:
@@ -337,8 +338,8 @@ def _table(
 ) -> Table:  # fmt: skip
     """Rows of what was measured, and of what is missing with the reason, each method's together."""
     measured = [
-        Measured(str(cell.folder), cell.choice, cell.product.name, cell.config.seed, metrics_of(record["metrics"]),
-                 cell.product.fingerprint)
+        Measured(str(cell.folder), cell.choice, cell.product.name, cell.config.seed,
+                 metrics_of(Metrics.from_json(record["metrics"])), cell.product.fingerprint)
         for cell, record in done
     ]  # fmt: skip
     table = tabulate(COLUMNS, measured) if measured else Table(COLUMNS, (), ())

@@ -72,11 +72,11 @@ def main(words: Sequence[str] | None = None) -> int:
         after = load(run, backend="torch")
         for judged, samples in case.judged.items():
             for state, detector in (("before", before), ("after", after)):
-                figures = evaluate(detector, samples).metrics
-                parts = {"": figures, **(figures["per_type"] if case.by_type else {})}
+                measured = evaluate(detector, samples).metrics
+                parts = {"": measured, **(measured.types if case.by_type else {})}
                 for part, found in parts.items():
                     name = " ".join(filter(None, (case.name, judged, part)))
-                    rows.append({"case": name, "state": state, "n": found["n"], "metrics": metrics_of(found)})
+                    rows.append({"case": name, "state": state, "n": found.n.to_json(), "metrics": metrics_of(found)})
                     say(_line(rows[-1]))
     order = list(dict.fromkeys(row["case"] for row in rows))
     print("\n".join(_line(row) for row in sorted(rows, key=lambda row: order.index(row["case"]))))
@@ -210,7 +210,7 @@ def _print_number(sample: Sample, folder: Path) -> Path:
 
 def _line(row: dict[str, Any]) -> str:
     figures = "   ".join(
-        f"{title} {row['figures'][key]:.3f}" for key, title in METRICS_SHOWN.items() if key in row["metrics"]
+        f"{title} {row['metrics'][key]:.3f}" for key, title in METRICS_SHOWN.items() if key in row["metrics"]
     )
     return f"{row['case']:36} {row['state']:7} {row['n']['good']:4} good {row['n']['anomalous']:4} defects   {figures}"
 

@@ -64,7 +64,7 @@ def plain(maps: list[np.ndarray], masks: list[np.ndarray], limits: tuple[float, 
     for limit in limits:
         inside = x < limit
         ends = np.append(pro[inside], np.interp(limit, x, pro))
-        result[f"aupro_{limit:g}"] = float(np.trapezoid(ends, np.append(x[inside], limit)) / limit)
+        result[f"aupro_{round(100 * limit):02d}"] = float(np.trapezoid(ends, np.append(x[inside], limit)) / limit)
     return result
 
 
@@ -98,14 +98,14 @@ def main() -> None:
     print(f"{args.maps} maps of {args.size}x{args.size}: update {adding:.1f} s, compute {computing:.1f} s,")
     print(f"together {adding + computing:.1f} s; making the maps {making:.1f} s; peak memory {peak:.2f} GiB")
     print(f"exact: {metrics.exact}; largest error bound {max(metrics.error_bound().values()):.1e}")
-    print({name: round(value, 6) for name, value in values.items()})
+    print({name: round(value, 6) for name, value in values.model_dump().items()})
 
     if args.check:
         subset = list(images(args.check, args.size))
         exact = plain([m for m, _ in subset], [k for _, k in subset], (0.3, 0.05))
         for name, memory in (("this budget", args.memory), ("4 MiB", 4 << 20)):
             checked = run(args.check, args.size, memory)[0]
-            worst = max(abs(value - exact[key]) for key, value in checked.compute().items())
+            worst = max(abs(value - exact[key]) for key, value in checked.compute().model_dump().items())
             print(f"first {args.check} maps, {name}: exact {checked.exact}, largest difference {worst:.1e}")
 
 

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-CHROMIUM = Path("/usr/bin/chromium")
+NO_BROWSER = "no Chromium"
+"""Begins the reason of each test that was skipped for want of a browser."""
+REMEDY = "install one with  apt-get install chromium  or  playwright install chromium,  or name one in CHROMIUM"
+
+
+def find_chromium() -> str | None:
+    """A browser of the system, the one that playwright installed, or the one that CHROMIUM names."""
+    named = os.environ.get("CHROMIUM")
+    if named:
+        return named
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
+        if found := shutil.which(name):
+            return found
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        return None
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+    return own if Path(own).is_file() else None
 
 
 def numbers(page: Path) -> dict[str, Any]:
@@ -20,25 +43,20 @@ def numbers(page: Path) -> dict[str, Any]:
     return document
 
 
-class browser_page:
-    """A page in headless Chromium without a network, and what it complained about."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __enter__(self) -> tuple[Any, list[str]]:
-        sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-        self.playwright = sync_api.sync_playwright().start()
-        self.browser = self.playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        context = self.browser.new_context(offline=True, color_scheme="light")
-        page = context.new_page()
+@contextmanager
+def browser_page(file: Path) -> Iterator[tuple[Any, list[str]]]:
+    """A page in headless Chromium without a network, and what it complained about; skips where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason=f"{NO_BROWSER}: playwright is not installed")
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip(f"{NO_BROWSER}: {REMEDY}")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_context(offline=True, color_scheme="light").new_page()
         complaints: list[str] = []
         page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("requestfailed", lambda request: complaints.append(request.url))
-        page.goto(self.file.resolve().as_uri())
-        return page, complaints
-
-    def __exit__(self, *_: object) -> None:
-        self.browser.close()
-        self.playwright.stop()
+        page.goto(file.resolve().as_uri())
+        yield page, complaints
+        browser.close()

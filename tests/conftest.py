@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from browser import NO_BROWSER, REMEDY
 from cdo_ad.config import Config
 from cdo_ad.training.train import train
 from fakes import make_mvtec
@@ -36,3 +37,15 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
     train(tiny_data, out, TINY, device="cpu")
     return out
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line which tests were not run for want of a browser."""
+    skipped = [
+        report
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple) and NO_BROWSER in str(report.longrepr[2])
+    ]
+    if skipped:
+        names = ", ".join(report.nodeid.rpartition("::")[2] for report in skipped)
+        terminalreporter.write_line(f"not run for want of a browser: {names}. {REMEDY.capitalize()}", yellow=True)

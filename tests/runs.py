@@ -1,4 +1,4 @@
-"""A run folder with random weights, made in a second: what the engines are tested with."""
+"""A run folder with random weights, made in a second: what engines and pages are tested with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 import fakes
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
-from cdo_ad.config import Config
-from cdo_ad.inference.detector import calibration_scores
-from cdo_ad.inference.engines.torch import TorchRuntime
-from cdo_ad.method.network import CdoNetwork
-from cdo_ad.training.job import write_run
+from cdo_ad.config import Config, ModelSpec
+from cdo_ad.inference.calibrate import score_images
+from cdo_ad.inference.engines.torch import TorchEngine
+from cdo_ad.method.model import AnomalyModel
+from cdo_ad.provenance import DataRecord, ImageRecord
+from cdo_ad.training.postfit import write_model
 
 
 def make_run(folder: Path, *, size: tuple[int, int] = (64, 96), images: int = 10, score_top: float = 0.0) -> Bundle:
@@ -24,14 +25,16 @@ def make_run(folder: Path, *, size: tuple[int, int] = (64, 96), images: int = 10
     )  # fmt: skip
     data = fakes.make_mvtec(folder / "data", train=images, good=1, defective=1)
     torch.manual_seed(0)
-    network = CdoNetwork.from_config(config).eval()
+    model = AnomalyModel(ModelSpec.from_config(config)).eval()
     names = [f"train/good/{i:03d}.png" for i in range(images)]
-    calibration = Calibration.fit(*calibration_scores(TorchRuntime(network), [data / name for name in names]), 0.1)
-    provenance = {
-        "data": {"root": str(data), "category": "", "fingerprint": "f" * 64, "fit": [], "calibration": names},
-        "revision": None,
-    }
-    run = folder / "run"
-    run.mkdir()
-    write_run(run, network, config, provenance, calibration)
-    return read_bundle(run)
+    scores, maxima = zip(*score_images(TorchEngine(model), [(data / name, 0) for name in names]), strict=True)
+    record = DataRecord(
+        root=str(data),
+        category="",
+        fingerprint="f" * 64,
+        images=(),
+        held_out=tuple(ImageRecord(name=name, digest=name, group=i) for i, name in enumerate(names)),
+        split="made by a test",
+    )
+    write_model(folder / "run", model, config, record, Calibration.fit({"": (scores, maxima)}, 0.1))
+    return read_bundle(folder / "run")

@@ -99,8 +99,9 @@ def test_too_few_images_give_an_estimate() -> None:
     scores = np.exp(0.2 * np.random.default_rng(0).standard_normal(10))
     calibration = fit(scores, 0.01)
     assert not calibration.guaranteed and calibration.of().image_threshold == scores.max()
-    assert "needs good images of 99 different parts; there are 10 good images, which can guarantee 9.10%" in (
-        calibration.summary()[0]
+    assert (
+        "needs good images of 99 different parts; there are 10 good images, which can guarantee 9.10%"
+        in (calibration.summary()[0])
     )
     assert calibration.at_rate(0.1).guaranteed
     with pytest.raises(CalibrationError, match="needs good images of 19 different parts, there are 10: add 9 more"):

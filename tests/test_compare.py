@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from browser import CHROMIUM, browser_page, numbers
+from browser import browser_page, numbers
 from fakes import make_image, make_mvtec, write
 
 pytest.importorskip("torch", reason="the extra `train` is not installed")
@@ -20,10 +21,10 @@ pytest.importorskip("plotly", reason="the extra `report` is not installed")
 from cdo_ad.cli.main import app
 from cdo_ad.errors import BundleError, ConfigError
 from cdo_ad.evaluation.metrics import PixelMetrics, image_metrics
-from cdo_ad.evaluation.pixel_histogram import PixelHistograms
+from cdo_ad.evaluation.pixel_counts import PixelCounter, PixelCounts
 from cdo_ad.evaluation.results import Results, read_results
-from cdo_ad.reporting.bootstrap import draw, interval, metrics_of
-from cdo_ad.reporting.compare import compare
+from cdo_ad.reporting.bootstrap import draw, interval, kinds_of, metrics_of
+from cdo_ad.reporting.compare import comparison
 from cdo_ad.reporting.settings import run_names
 
 
@@ -54,18 +55,21 @@ def results(pair: tuple[Path, Path, Path]) -> list[Results]:
 def test_what_evaluate_wrote_is_read(pair: tuple[Path, Path, Path], results: list[Results]) -> None:
     first = results[0]
     assert len(first.paths) == 16 and first.anomalous.sum() == 8
-    assert first.metrics["data"]["root"] == str(pair[2].resolve()) and len(first.metrics["data"]["fingerprint"]) == 64
-    assert (first.decisions == (first.scores > first.threshold)).all()
+    assert first.metrics.data.root == str(pair[2].resolve())
+    assert [len(print_of) for print_of in first.metrics.data.fingerprints.values()] == [64]
+    decide = first.bundle.calibration.decide
+    assert first.decisions.tolist() == [decide(score) for score in first.scores]
     once = metrics_of(first, np.ones((1, 16)))
     for key, values in once.items():
         group, _, name = key.partition(".")
         if group in ("image", "pixel"):
-            assert values[0] == pytest.approx(first.metrics[group][name], abs=1e-9 if group == "image" else 2e-3)
+            exact = getattr(getattr(first.metrics, group), name)
+            assert values[0] == pytest.approx(exact, abs=1e-9 if group == "image" else 2e-3)
         elif group == "decision":
-            assert values[0] == pytest.approx(first.metrics["decision"][name]["value"])
+            assert values[0] == pytest.approx(getattr(first.metrics.decision, name).value)
         else:
-            assert values[0] == first.metrics["per_type"][group]["decision"]["detection_rate"]["value"]
-    assert {"scratch.detection_rate", "pixel.aupro_0.05"} <= once.keys()
+            assert values[0] == first.metrics.types[group].decision.detection_rate.value
+    assert {"scratch.detection_rate", "pixel.aupro_05"} <= once.keys()
 
 
 def test_figures_of_a_resample_are_those_of_the_images_repeated(tmp_path: Path) -> None:
@@ -77,27 +81,28 @@ def test_figures_of_a_resample_are_those_of_the_images_repeated(tmp_path: Path) 
         masks[k][2:9, 4:12] = masks[k][12:15, 20:25] = True
         maps[k][masks[k]] += 2
     scores = np.round(np.array([m.max() for m in maps]))  # with ties
-    counts = PixelHistograms()
+    counts = PixelCounter()
     for k, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
         counts.add(k, anomaly_map, mask)
     file = tmp_path / "pixels.npz"
-    counts.save(file)
+    file.write_bytes(counts.to_bytes())
     types = tuple("dent" if bad else "good" for bad in anomalous)
     names = tuple(map(str, range(9)))
     decisions = scores > np.median(scores)
-    run = Results(None, {}, names, types, scores, scores, decisions, PixelHistograms.load(file, 9))  # type: ignore[arg-type]
+    pixels = PixelCounts.load(file, 9)
+    run = Results(None, None, names, types, ("",) * 9, scores, scores, decisions, pixels)  # type: ignore[arg-type]
     times = draw(anomalous, 6, seed=3)
     assert (times[:, ~anomalous].sum(axis=1) == 5).all() and (times[:, anomalous].sum(axis=1) == 4).all()
     found = metrics_of(run, times)
     for r, row in enumerate(times.astype(int)):
         again = np.repeat(np.arange(9), row)
         exact = image_metrics(anomalous[again], scores[again])
-        assert found["image.auroc"][r] == pytest.approx(exact["auroc"], abs=1e-12)
-        assert found["image.ap"][r] == pytest.approx(exact["ap"], abs=1e-12)
+        assert found["image.auroc"][r] == pytest.approx(exact.auroc, abs=1e-12)
+        assert found["image.ap"][r] == pytest.approx(exact.ap, abs=1e-12)
         pixel = PixelMetrics()
         for k in again:
             pixel.update(maps[k], masks[k])
-        for name, value in pixel.compute().items():
+        for name, value in pixel.compute():
             if name != "f1max":
                 assert found[f"pixel.{name}"][r] == pytest.approx(value, abs=2e-3)
         good = [k for k in again if not anomalous[k]]
@@ -105,7 +110,7 @@ def test_figures_of_a_resample_are_those_of_the_images_repeated(tmp_path: Path) 
 
 
 def test_intervals_of_differences_are_paired_and_honest(results: list[Results]) -> None:
-    document = compare(results, seed=1, resamples=400)
+    document = comparison(results, seed=1, resamples=400)
     times = draw(results[0].anomalous, 400, 1)
     for row in document["rows"]:
         assert row["values"][0] is not None
@@ -116,8 +121,8 @@ def test_intervals_of_differences_are_paired_and_honest(results: list[Results]) 
         assert found["value"] == pytest.approx(row["values"][1] - row["values"][0])
     assert [row["key"] for row in document["rows"]][:2] == ["decision.detection_rate", "decision.false_alarm_rate"]
     assert [row["name"] for row in document["types"]] == ["scratch", "spot"]
-    assert document == compare(results, seed=1, resamples=400) != compare(results, seed=2, resamples=400)
-    same = compare([results[0], results[0]], resamples=100)
+    assert document == comparison(results, seed=1, resamples=400) != comparison(results, seed=2, resamples=400)
+    same = comparison([results[0], results[0]], resamples=100)
     assert all(r["differences"][0] == {"value": 0.0, "low": 0.0, "high": 0.0, "verdict": "not told apart"}
                for r in same["rows"])  # fmt: skip
     assert same["sentences"] == [] and document["settings"] == {"image_height": [64, 32]}
@@ -125,12 +130,11 @@ def test_intervals_of_differences_are_paired_and_honest(results: list[Results]) 
 
 def test_a_clear_difference_is_called_one(results: list[Results]) -> None:
     base = results[0]
-    better = Results(base.bundle, base.metrics, base.paths, base.types, base.scores + 100 * base.anomalous,
-                     base.p_values, base.anomalous, None)  # fmt: skip
-    document = compare([base, better], resamples=400)
-    # pixel figures of a run without counts are left out, and the page says so
+    better = replace(base, scores=base.scores + 100 * base.anomalous, decisions=base.anomalous, pixels=None)
+    document = comparison([base, better], resamples=400)
+    # without masks there is nothing to say of pixels, and the page says so
     assert not any(row["key"].startswith("pixel") for row in document["rows"])
-    assert any("kept no counts of pixels" in note for note in document["notes"])
+    assert document["notes"] == ["The test images have no masks, so there are no pixel metrics."]
     auroc = next(row for row in document["rows"] if row["key"] == "image.auroc")
     assert auroc["differences"][0]["low"] > 0 and auroc["differences"][0]["verdict"] == "better"
     alarms = next(row for row in document["rows"] if row["key"] == "decision.false_alarm_rate")
@@ -144,33 +148,38 @@ def test_runs_of_other_images_are_refused(pair: tuple[Path, Path, Path], tmp_pat
     (copy / "test" / "good" / "000.png").rename(copy / "test" / "good" / "900.png")
     command("evaluate", other, copy, "--device", "cpu")
     with pytest.raises(BundleError, match=r"different test images \(1 and 1 .*test/good/000.png.*cdo-ad evaluate"):
-        compare([read_results(one), read_results(other)])
+        comparison([read_results(one), read_results(other)])
     (copy / "test" / "good" / "900.png").unlink()
     write(copy / "test" / "good" / "000.png", make_image(4711)[0])
     command("evaluate", other, copy, "--device", "cpu")
     with pytest.raises(BundleError, match="same names but other content"):
-        compare([read_results(one), read_results(other)])
-    metrics = json.loads((other / "metrics.json").read_text())
-    del metrics["data"]  # as an older version wrote it
-    (other / "metrics.json").write_text(json.dumps(metrics))
-    assert "compared by name only" in compare([read_results(one), read_results(other)], resamples=100)["notes"][0]
-    metrics["decision"]["detection_rate"]["count"] += 1
-    (other / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(BundleError, match="are of two evaluations: run  cdo-ad evaluate"):
-        read_results(other)
-    (other / "pixels.npz").write_bytes(b"no archive")
-    with pytest.raises(BundleError, match=r"pixels.npz cannot be read .* evaluate the run again"):
-        read_results(other)
-    (other / "images.csv").write_text("path,score\na,b\n")
-    with pytest.raises(BundleError, match=r"images.csv cannot be read .* cdo-ad evaluate"):
-        read_results(other)
-    (other / "metrics.json").unlink()
-    with pytest.raises(BundleError, match="was not evaluated yet"):
-        read_results(other)
+        comparison([read_results(one), read_results(other)])
     with pytest.raises(ConfigError, match="two runs or more"):
-        compare([read_results(one)])
+        comparison([read_results(one)])
     with pytest.raises(ConfigError, match="too few for an interval"):
-        compare([read_results(one)] * 2, resamples=10)
+        comparison([read_results(one)] * 2, resamples=10)
+
+
+def test_pixels_at_different_sizes_are_not_compared(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    other = shutil.copytree(pair[1], tmp_path / "other")
+    command("evaluate", other, pair[2], "--at-size", "32x32", "--device", "cpu")
+    document = comparison([read_results(pair[0]), read_results(other)], resamples=100)
+    assert not any(row["key"].startswith("pixel") for row in document["rows"]) and "--at-size" in document["notes"][0]
+
+
+def test_rankings_of_several_categories_are_means_over_them(results: list[Results]) -> None:
+    one = results[0]
+    half = np.arange(16) % 2
+    run = replace(one, categories=tuple("ab"[k] for k in half), scores=one.scores + 100 * half)
+    found = metrics_of(run, np.ones((1, 16)))
+    parts = [image_metrics(run.anomalous[half == k], run.scores[half == k]).auroc for k in (0, 1)]
+    assert found["image.auroc"][0] == pytest.approx(np.mean(parts))
+    assert sorted(kinds_of(run)) == ["a/scratch", "a/spot", "b/scratch", "b/spot"]
+    times = draw(list(zip(run.categories, run.anomalous, strict=True)), 5, seed=0)
+    for k in (0, 1):
+        for bad in (False, True):
+            own = (half == k) & (run.anomalous == bad)
+            assert (times[:, own].sum(axis=1) == own.sum()).all()
 
 
 def test_an_interval_of_nothing_is_no_number() -> None:
@@ -196,8 +205,6 @@ def test_the_page_in_a_browser(pair: tuple[Path, Path, Path], tmp_path: Path) ->
     assert "not a run folder: to compare" in str(
         CliRunner().invoke(app, ["report", *map(str, (one, data, two))]).exception
     )
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no browser at {CHROMIUM}")
     metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
     with browser_page(page) as (browser, complaints):
         browser.wait_for_selector("#forest .main-svg")

@@ -9,9 +9,11 @@ from scipy import ndimage
 
 from cdo_ad.calibration import Calibration
 from cdo_ad.data import read_dataset, read_image
+from cdo_ad.data.reading import read_ahead
 from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.evaluation.evaluate import evaluate
-from cdo_ad.inference.detector import Detector, load, read_ahead, resize_map
+from cdo_ad.inference.detector import Detector, load, resize_map
+from cdo_ad.inference.engines.base import Output
 from cdo_ad.inference.overlay import heat, map16, overlay, side_by_side
 from cdo_ad.inference.predict import Failure, expand, predict_files
 from cdo_ad.inference.regions import find_regions
@@ -20,19 +22,19 @@ from fakes import make_mvtec, write
 
 
 class Brightness:
-    """A runtime whose map is the image's red channel, at its own size, and whose score is the maximum."""
+    """An engine whose map is the image's red channel, at its own size, and whose score is the maximum."""
 
     name = "brightness"
 
-    def infer(self, images):
+    def infer(self, images, categories=None):
         maps = images[..., 0].astype(np.float32)
-        return maps, maps.reshape(len(maps), -1).max(axis=1)
+        return Output(maps, maps.reshape(len(maps), -1).max(axis=1), np.zeros(len(maps), np.int64))
 
 
 @pytest.fixture
 def bright() -> Detector:
     scores = [float(v) for v in range(91, 110)]
-    return Detector(Brightness(), Calibration.fit(scores, scores, 0.05))
+    return Detector(Brightness(), Calibration.fit({"": (scores, scores)}, 0.05))
 
 
 def gray(value: int, height: int = 20, width: int = 30) -> np.ndarray:
@@ -50,6 +52,8 @@ def test_predict_gives_score_p_value_decision_map_and_regions(bright) -> None:
     assert [r.area for r in result.regions] == [18, 1] and [r.score for r in result.regions] == [200.0, 150.0]
     assert {tuple(p) for p in result.regions[0].contour} >= {(3, 2), (8, 2), (8, 4), (3, 4)}
     assert json.loads(json.dumps(result.to_json()))["regions"][1]["box"] == [20, 10, 1, 1]
+    assert result.sentence == "anomalous: none of 19 good images scores as high"
+    assert (result.category, result.category_given) == ("", True)
     good = bright.predict(gray(50))
     assert (good.anomalous, good.p_value, good.regions) == (False, 1.0, ())
 
@@ -174,15 +178,17 @@ def test_files_of_one_name_do_not_overwrite_each_other(bright, tmp_path) -> None
     assert len(results) == len(list((tmp_path / "out").rglob("*_overlay.png"))) == 3
 
 
-def test_arguments_are_files_folders_and_globs(tmp_path) -> None:
+def test_arguments_are_files_folders_and_globs(bright, tmp_path) -> None:
     for name in ("a.png", "b.PNG", "sub/c.png"):
         write(tmp_path / name, gray(1))
     assert [n.as_posix() for _, n in expand([tmp_path])] == ["a.png", "b.PNG", "sub/c.png"]
     assert [n.name for _, n in expand([f"{tmp_path}/**/*.png"])] == ["a.png", "c.png"]
     assert len(expand([tmp_path / "a.png", tmp_path])) == 3
     for nothing in (tmp_path / "none.png", f"{tmp_path}/*.gif"):
-        with pytest.raises(DataError, match="no image there"):
-            expand([nothing])
+        (failure,) = expand([nothing])
+        assert isinstance(failure, Failure) and "no image there" in failure.error
+    with pytest.raises(DataError, match="no image there"):
+        next(predict_files(bright, [tmp_path / "none.png"]))
 
 
 def test_reading_ahead_keeps_the_order(tmp_path) -> None:
@@ -201,18 +207,16 @@ def test_evaluation_uses_the_data_sets_labels_and_the_original_resolution(bright
     image[500, 700], mask[500, 700] = 180, 255
     write(tmp_path / "test" / "dot" / "0.png", image)
     write(tmp_path / "ground_truth" / "dot" / "0_mask.png", mask)
-    result = evaluate(bright, read_dataset(tmp_path)).to_json()
+    result = evaluate(bright, read_dataset(tmp_path)).metrics.to_json()
     assert result["image"] == {"auroc": 1.0, "ap": 1.0, "f1max": 1.0}
-    assert result["pixel"] == pytest.approx(
-        {"auroc": 1.0, "ap": 1.0, "f1max": 1.0, "aupro_0.3": 1.0, "aupro_0.05": 1.0}
-    )
-    assert result["n"] == {"good": 3, "anomalous": 1, "failed": 0, "learned": 0}
+    assert result["pixel"] == pytest.approx({"auroc": 1.0, "ap": 1.0, "f1max": 1.0, "aupro_30": 1.0, "aupro_05": 1.0})
+    assert result["n"] == {"good": 3, "anomalous": 1}
     assert result["decision"]["detection_rate"]["value"] == 1.0
     assert (
         result["decision"]["false_alarm_rate"]["value"] == 0.0 and result["decision"]["false_alarm_rate"]["low"] == 0.0
     )
-    assert result["per_type"]["dot"]["pixel"]["auroc"] == 1.0
-    small = evaluate(bright, read_dataset(tmp_path), at_size=(64, 64)).to_json()
+    assert result["types"]["dot"]["pixel"]["auroc"] == 1.0
+    small = evaluate(bright, read_dataset(tmp_path), at_size=(64, 64)).metrics.to_json()
     assert small["n"]["anomalous"] == 1 and small["pixel"]["auroc"] == pytest.approx(1.0)
 
 
@@ -223,16 +227,16 @@ def test_evaluation_goes_on_after_a_wrong_image_or_mask(tiny_run, tmp_path) -> N
     mask = sorted((root / "ground_truth" / "scratch").iterdir())[0]
     write(mask, np.zeros((7, 9), np.uint8))
     result = evaluate(load(tiny_run, device="cpu"), read_dataset(root))
-    assert len(result.failures) == 2 and result.metrics["n"]["failed"] == 2
+    assert len(result.failures) == 2 and len(result.scored) == 7
     assert any(broken.name in f for f in result.failures) and any(mask.name in f for f in result.failures)
 
 
 def test_evaluation_without_defects_is_undefined_not_zero(bright, tmp_path) -> None:
     write(tmp_path / "train" / "good" / "0.png", gray(1))
     write(tmp_path / "test" / "good" / "0.png", gray(1))
-    result = evaluate(bright, read_dataset(tmp_path)).to_json()
+    result = evaluate(bright, read_dataset(tmp_path)).metrics.to_json()
     assert result["image"]["auroc"] is None and result["pixel"]["auroc"] is None
-    assert result["decision"]["detection_rate"]["value"] is None and result["per_type"] == {}
+    assert result["decision"]["detection_rate"]["value"] is None and result["types"] == {}
     with pytest.raises(DataError, match="no test image"):
         evaluate(bright, [s for s in read_dataset(tmp_path) if s.split == "train"])
     (tmp_path / "test" / "good" / "0.png").write_bytes(b"x")
@@ -245,6 +249,6 @@ def test_evaluation_of_defects_without_masks_counts_images_only(bright, tmp_path
     for kind, value in (("good", 20), ("dent", 200)):
         write(tmp_path / "test" / kind / "0.png", gray(value))
     samples = [Sample(p, "test", p.parent.name) for p in sorted((tmp_path / "test").rglob("*.png"))]
-    result = evaluate(bright, samples).to_json()
+    result = evaluate(bright, samples).metrics.to_json()
     assert result["image"]["auroc"] == 1.0 and result["pixel"]["auroc"] is None
     assert read_image(samples[0].path).shape == (20, 30, 3)

@@ -9,16 +9,16 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
+from cdo_ad.config import Config, ModelSpec
 from cdo_ad.errors import ConfigError
 from cdo_ad.method.backbone import PACKAGED, create_backbone
 from cdo_ad.method.discrepancy import anomaly_map, discrepancies, discrepancies_plain, image_score
 from cdo_ad.method.loss import collaborative_loss
-from cdo_ad.method.network import CdoNetwork
-from cdo_ad.method.resize import blur_matrix, corners_matrix, halfpixel_matrix, resize
+from cdo_ad.method.model import AnomalyModel
+from cdo_ad.method.preprocess import blur_matrix, corners_matrix, halfpixel_matrix, resize
 from cdo_ad.method.white_noise import foreground, image_seed, white_noise
 
-GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden" / "seed_reference.npz"
-needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the reference numbers are not on this machine")
+GOLDEN = Path(__file__).parent / "golden" / "seed_reference.npz"
 FORMS = [discrepancies, discrepancies_plain]
 
 
@@ -31,7 +31,6 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).detach().abs().max() / want.detach().abs().max())
 
 
-@needs_golden
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("oom", "gamma"), [(False, 2), (True, 0.5), (True, 1), (True, 2), (True, 3)])
 def test_loss_and_gradients_equal_the_reference(golden, form, oom, gamma) -> None:
@@ -42,10 +41,9 @@ def test_loss_and_gradients_equal_the_reference(golden, form, oom, gamma) -> Non
     name = f"oom{int(oom)}_gamma{gamma}"
     assert loss.item() == pytest.approx(golden[f"loss_{name}"].item(), rel=1e-5)
     for k in range(3):
-        assert relative(apprentice[k].grad, golden[f"grad_{name}_{k}"]) < 1e-5
+        assert relative(apprentice[k].grad.flatten()[::16], golden[f"grad_{name}_{k}"]) < 1e-5
 
 
-@needs_golden
 @pytest.mark.parametrize("form", FORMS)
 def test_loss_without_synthetic_pixels_equals_the_reference(golden, form) -> None:
     maps = form([golden[f"expert_{k}"] for k in range(3)], [golden[f"apprentice_{k}"] for k in range(3)])
@@ -53,14 +51,15 @@ def test_loss_without_synthetic_pixels_equals_the_reference(golden, form) -> Non
     assert collaborative_loss(maps, nothing).item() == pytest.approx(5.3636, abs=5e-5)
 
 
-@needs_golden
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("prefix", "name"), [("", "anomaly_map_64"), ("nonsquare_", "nonsquare_anomaly_map_48x80")])
-def test_map_equals_the_reference(golden, form, prefix, name) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "name", "size"),
+    [("", "anomaly_map_64", (64, 64)), ("nonsquare_", "nonsquare_anomaly_map_48x80", (48, 80))],
+)
+def test_map_equals_the_reference(golden, form, prefix, name, size) -> None:
     expert = [golden[f"{prefix}expert_{k}"] for k in range(3)]
     apprentice = [golden[f"{prefix}apprentice_{k}"] for k in range(3)]
-    want = golden[name]
-    assert relative(anomaly_map(form(expert, apprentice), tuple(want.shape[1:])), want) < 1e-5
+    assert relative(anomaly_map(form(expert, apprentice), size)[:, ::2, ::2], golden[name]) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -151,7 +150,7 @@ def white_images(count: int = 6, height: int = 80, width: int = 120) -> torch.Te
     return torch.full((count, 3, height, width), 255, dtype=torch.uint8)
 
 
-def test_noise_depends_on_a_images_seed_alone() -> None:
+def test_noise_depends_on_the_seed_of_its_image_alone() -> None:
     images = white_images()
     seeds = [image_seed(0, 0, i) for i in range(6)]
     all_at_once, masks = white_noise(images, seeds)
@@ -293,10 +292,11 @@ def test_unknown_backbones_are_refused(name, message) -> None:
 
 
 def test_the_expert_stays_in_eval_mode_and_the_apprentice_starts_elsewhere() -> None:
-    network = CdoNetwork("resnet18", (64, 64)).train()
+    config = Config(backbone="resnet18", weights="none", image_height=64, image_width=64)
+    network = AnomalyModel(ModelSpec.from_config(config)).train()
     assert network.apprentice.training
     assert not any(m.training for m in network.expert.modules())
     assert not any(p.requires_grad for p in network.expert.parameters())
-    maps, scores = network.eval()(torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8))
+    maps, scores, _ = network.eval()(torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8))
     assert maps.shape == (2, 64, 64) and float(maps.detach().min()) > 0
     assert torch.equal(scores, maps.flatten(1).amax(1))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from browser import CHROMIUM, browser_page, numbers
+from browser import browser_page, numbers
 from fakes import make_folder, make_mvtec
 
 pytest.importorskip("torch", reason="the extra `train` is not installed")
@@ -19,16 +19,19 @@ pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 pytest.importorskip("plotly", reason="the extra `report` is not installed")
 
 from cdo_ad import recipes
-from cdo_ad.bundle import read_bundle
-from cdo_ad.calibration import Calibration
+from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.cli.main import app
-from cdo_ad.errors import BundleError
+from cdo_ad.data import read_image
+from cdo_ad.errors import BundleError, OutputError
 from cdo_ad.evaluation.metrics import rate_interval
-from cdo_ad.reporting import write_report
-from cdo_ad.reporting.collect import thumbnails
+from cdo_ad.inference.detector import load, resize_map
+from cdo_ad.method.branches import DISAGREEMENT
+from cdo_ad.method.discrepancy import anomaly_map
+from cdo_ad.reporting.build import report
+from cdo_ad.reporting.collect import FUSED, branch_maps, with_noise
 from cdo_ad.reporting.distributions import Distributions, margin_and_overlap
-from cdo_ad.sentence import sentence
-from cdo_ad.training.job import train
+from cdo_ad.reporting.thumbnails import thumbnails
+from cdo_ad.training.train import train
 
 CONFIG = recipes.get("paper_resnet18").replace(
     image_height=64, image_width=64, epochs=1, weights="none", false_alarm_rate=0.1
@@ -49,21 +52,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_figures_are_those_of_evaluate(run: Path) -> None:
+def test_the_numbers_are_those_of_evaluate(run: Path) -> None:
     document = numbers(run / "report.html")
     metrics = json.loads((run / "metrics.json").read_text())
-    assert document["metrics"] == {key: value for key, value in metrics.items() if key != "data"}
+    assert document["metrics"].items() <= metrics.items()
+    (category,) = document["categories"]
+    assert category["metrics"].items() <= metrics.items()
+    calibration = read_bundle(run).calibration.of()
+    assert (category["threshold"], category["guaranteed"]) == (calibration.image_threshold, True)
     assert len(document["images"]) == metrics["n"]["good"] + metrics["n"]["anomalous"] == 13
     assert all(p["image"].startswith("data:image/jpeg") for p in document["images"])
-    assert sum("mask" in p for p in document["images"]) == 6
-    current = next(row for row in document["costs"] if row["rate"] == CONFIG.false_alarm_rate)
+    current = next(row for row in category["costs"] if row["rate"] == 0.1)
+    assert current["threshold"] == category["threshold"]
+    assert current["detection_rate"] == metrics["decision"]["detection_rate"]
     assert current["false_alarm_rate"] == metrics["decision"]["false_alarm_rate"]
-    assert next(row for row in document["costs"] if row["rate"] == 0.01)["missing"] == 99 - 12
+    assert next(row for row in category["costs"] if row["rate"] == 0.01)["missing"] == 99 - 24
     for source in ("real", "synthetic"):
-        assert list(document["distributions"][source]) == ["level 1", "level 2", "level 3", "fused"]
-    x, y = (np.array(document["curves"]["image_roc"][k]) for k in "xy")
+        assert list(category["distributions"][source]) == [*DISAGREEMENT, FUSED]
+    x, y = (np.array(category["curves"]["image_roc"][k]) for k in "xy")
     assert np.trapezoid(y, x) == pytest.approx(metrics["image"]["auroc"], abs=1e-4)
-    assert document["power"]["n"] == 12
+    assert category["power"]["n"] == 24
 
 
 @pytest.mark.slow
@@ -75,8 +83,6 @@ def test_the_page_refers_to_nothing_outside(run: Path) -> None:
 
 @pytest.mark.slow
 def test_in_a_browser_threshold_gallery_and_theme_work(run: Path) -> None:
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no browser at {CHROMIUM}")
     with browser_page(run / "report.html") as (page, complaints):
         metrics = json.loads((run / "metrics.json").read_text())
         document = numbers(run / "report.html")
@@ -136,17 +142,17 @@ def test_in_a_browser_threshold_gallery_and_theme_work(run: Path) -> None:
 @pytest.mark.slow
 def test_without_any_test_image_the_page_still_serves(run: Path, tmp_path: Path) -> None:
     data = make_folder(tmp_path / "good only", good=10, defective=0)
-    page = write_report(run, data, tmp_path / "page.html", device="cpu")
+    page = report(run, data, tmp_path / "page.html", device="cpu")
     document = numbers(page)
-    assert document["metrics"] is None and not document["labelled"]
+    category = document["categories"][0]
+    assert document["metrics"] is category["metrics"] is None and not document["labelled"]
     scores = [p["score"] for p in document["images"]]
     assert len(scores) == 10 and scores == sorted(scores, reverse=True)
-    assert document["power"]["n"] == 12 and document["distributions"]["real"] == {}
-    if CHROMIUM.is_file():
-        with browser_page(page) as (browser, complaints):
-            browser.wait_for_selector("#histogram .main-svg")
-            assert browser.locator("#cards-images figure").count() == 10
-            assert complaints == []
+    assert category["power"]["n"] == 24 and category["distributions"]["real"] == {}
+    with browser_page(page) as (browser, complaints):
+        browser.wait_for_selector("#histogram .main-svg")
+        assert browser.locator("#cards-images figure").count() == 10
+        assert complaints == []
 
 
 @pytest.mark.slow
@@ -157,7 +163,7 @@ def test_a_data_set_that_is_gone_must_be_named(run: Path, tmp_path: Path) -> Non
     (copy / "config.json").write_text(json.dumps(config))
     assert read_bundle(copy).data_root == tmp_path / "gone"
     with pytest.raises(BundleError, match="is not there any more"):
-        write_report(copy, device="cpu")
+        report(copy, device="cpu")
 
 
 def test_margin_and_overlap_of_known_distributions() -> None:
@@ -196,41 +202,63 @@ def test_thumbnails_keep_to_their_budget_and_keep_small_defects() -> None:
     assert np.asarray(small).any()
 
 
-@pytest.mark.parametrize(
-    ("score", "expected"),
-    [
-        (20.5, "anomalous: none of 20 good images scores as high"),
-        (19.5, "anomalous: only 1 of 20 good images scores as high"),
-        (18.5, "unusual but good: only 2 of 20 good images score as high"),
-        (5.0, "good: 16 of 20 good images score as high"),
-    ],
-)
-def test_the_plain_line_says_what_the_p_value_says(score: float, expected: str) -> None:
-    values = [float(i) for i in range(1, 21)]
-    assert sentence(score, Calibration.fit(values, values, 0.1)) == expected
-
-
-def test_the_levels_of_a_image_are_kept_while_it_is_judged_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_branch_maps_add_up_to_the_anomaly_map(run: Path, tmp_path: Path) -> None:
     import torch
 
-    from cdo_ad.inference.detector import load
-    from cdo_ad.inference.engines.torch import TorchRuntime
-    from cdo_ad.method.network import CdoNetwork
-    from cdo_ad.reporting.collect import LevelRuntime
+    detector = load(run, backend="torch", device="cpu")
+    bundle = detector.bundle
+    assert isinstance(bundle, Bundle)
+    image = read_image(bundle.good_paths[0])
+    prediction = detector.predict(image)
+    maps = branch_maps(detector, image, prediction)
+    fused = torch.from_numpy(np.sum([maps[name] for name in DISAGREEMENT], axis=0))[None]
+    again = anomaly_map([fused], bundle.model.image_size, bundle.model.blur_sigma)[0].numpy()
+    np.testing.assert_allclose(resize_map(again, image.shape[:2]), prediction.anomaly_map, rtol=1e-4, atol=1e-5)
 
-    detector = load(run, device="cpu")
-    assert isinstance(detector.runtime, TorchRuntime)
-    network = detector.runtime.network
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    with torch.inference_mode():
-        expected = network.branches(torch.from_numpy(image[None]).permute(0, 3, 1, 2))
-    calls = []
-    original = CdoNetwork.features
-    monkeypatch.setattr(CdoNetwork, "features", lambda *a: calls.append(1) or original(*a))
-    runtime = LevelRuntime(detector.runtime)
-    maps, scores = runtime.infer(image[None])
-    assert calls == [1] and list(runtime.levels) == list(expected)
-    for name, wanted in expected.items():
-        np.testing.assert_allclose(runtime.levels[name], wanted[0].numpy(), atol=1e-6)
-    for found, judged in zip((maps, scores), detector.runtime.infer(image[None]), strict=True):
-        np.testing.assert_array_equal(found, judged)
+
+@pytest.mark.slow
+def test_noise_is_drawn_where_its_mask_says(run: Path) -> None:
+    path = read_bundle(run).good_paths[0]
+    noisy, mask = with_noise(path, (64, 64), 0, 0)
+    other, elsewhere = with_noise(path, (64, 64), 0, 1)
+    assert mask.any() and not mask.all() and (mask != elsewhere).any()
+    assert (noisy != other).any(axis=2)[mask & ~elsewhere].mean() > 0.9
+    assert (noisy == other)[~mask & ~elsewhere].all()
+
+
+@pytest.mark.slow
+def test_a_page_that_cannot_be_written_is_said_in_one_line(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        report(run, out=tmp_path / "file" / "page.html", device="cpu")
+
+
+@pytest.mark.slow
+def test_a_run_of_several_categories_shows_each(tmp_path: Path) -> None:
+    for name in ("nut", "bolt"):
+        make_mvtec(tmp_path / "data" / name, train=10, good=2, defective=2)
+    train(
+        tmp_path / "data", tmp_path / "run", CONFIG.replace(density=True, density_context=2), unified=True, device="cpu"
+    )
+    page = report(tmp_path / "run", device="cpu")
+    document = numbers(page)
+    assert [c["name"] for c in document["categories"]] == ["bolt", "nut"]
+    assert sorted(document["metrics"]["categories"]) == ["bolt", "nut"]
+    for category in document["categories"]:
+        assert category["metrics"] == document["metrics"]["categories"][category["name"]]
+        assert category["power"]["n"] == 10 and len(category["calibration"]) == 10
+    with browser_page(page) as (browser, complaints):
+        browser.wait_for_selector("#histogram .main-svg")
+        assert browser.locator("#categories tbody tr").count() == 3
+        browser.locator("#categories tbody tr").nth(1).click()
+        assert browser.locator(".of").first.inner_text().endswith(" nut")
+        assert browser.input_value("#category") == "1"
+        threshold = document["categories"][1]["threshold"]
+        assert browser.inner_text("#threshold-value") == f"{threshold:.4f}"
+        assert browser.locator("#cards-images figure").count() == 6
+        browser.select_option("#category", "0")
+        assert all("bolt/" in text for text in browser.locator("#cards-images figcaption").all_inner_texts())
+        browser.set_viewport_size({"width": 390, "height": 800})
+        browser.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=10_000)
+        assert complaints == []

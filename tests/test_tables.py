@@ -11,42 +11,76 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from browser import CHROMIUM, browser_page, numbers
-from cdo_ad.bundle import CALIBRATION, CONFIG, MODEL
+from browser import browser_page, numbers
+from cdo_ad.bundle import CALIBRATION, CONFIG, MODEL, Manifest
 from cdo_ad.calibration import Calibration
 from cdo_ad.cli.main import app
-from cdo_ad.config import Config
-from cdo_ad.errors import BundleError, ConfigError
+from cdo_ad.config import Config, ModelSpec
+from cdo_ad.errors import BundleError, ConfigError, OutputError
+from cdo_ad.evaluation.schema import (
+    CategoryMetrics,
+    Count,
+    Decisions,
+    EvaluatedData,
+    MetricsFile,
+    PixelRanking,
+    Ranking,
+    Rate,
+)
+from cdo_ad.files import write_json
+from cdo_ad.provenance import DataRecord, Provenance
 from cdo_ad.reporting.table_files import to_latex, to_text, write_table
-from cdo_ad.reporting.tables import Cell, make_table
+from cdo_ad.reporting.tables import Cell
+from cdo_ad.reporting.tables import table as make_table
 
 
-def make(folder: Path, auroc: float, category: str = "bottle", print_of: str = "x", **settings: object) -> Path:
-    """A run folder with figures and no weights."""
+def make(
+    folder: Path, auroc: float, category: str = "bottle", print_of: str = "x", also: str = "", **settings: object
+) -> Path:
+    """A run folder with metrics, of one category or also of another, and with weights that are none."""
     folder.mkdir(parents=True)
     config = Config(recipe="a", backbone="resnet18").replace(**settings)
-    provenance = {"data": {"root": "/data/tiles", "category": "", "fit": [], "calibration": []}}
-    documents = {
-        CONFIG: {"format": 1, "settings": config.to_json(), "provenance": provenance},
-        CALIBRATION: Calibration.fit([float(i) for i in range(30)], [1.0] * 30, 0.05).to_json(),
-        "metrics.json": {
-            "image": {"auroc": auroc, "ap": None, "f1max": None},
-            "pixel": {"auroc": auroc / 2, "ap": 0.5, "f1max": 0.5, "aupro_0.3": 0.9, "aupro_0.05": None},
-            "decision": {"detection_rate": {"value": 0.75}, "false_alarm_rate": {"value": None}},
-            "per_type": {},
-            "n": {},
-            "data": {"category": category, "fingerprint": print_of},
-        },
-    }
-    for name, document in documents.items():
-        (folder / name).write_text(json.dumps(document))
+    names = (category, also) if also else (category,)
+    scores = [float(i) for i in range(30)], [1.0] * 30
+    record = DataRecord(root="/data/tiles", category="", fingerprint="f", images=(), split="")
+    manifest = Manifest(
+        settings=config,
+        model=ModelSpec.from_config(config, names),
+        weights_sha256="w",
+        provenance=Provenance(data=record, seed=config.seed, device="cpu", devices=1, versions={}, revision=None),
+    )
+    measured = metrics(auroc)
+    document = MetricsFile(
+        **dict(measured),
+        categories={name: measured for name in names} if also else {},
+        weights_sha256="w",
+        thresholds=dict.fromkeys(names, 1.0),
+        data=EvaluatedData(root="/data/tiles", fingerprints=dict.fromkeys(names, print_of), at_size=None),
+        failed=0,
+        learned=0,
+        files={},
+    )
+    calibration = Calibration.fit(dict.fromkeys(names, scores), 0.05, weights_sha256="w")
+    for name, content in ((CONFIG, manifest), (CALIBRATION, calibration), ("metrics.json", document)):
+        write_json(folder / name, content.to_json())
     (folder / MODEL).write_bytes(b"")
     return folder
 
 
+def metrics(auroc: float) -> CategoryMetrics:
+    nan = float("nan")
+    found, none = (Rate(value=value, low=0.0, high=1.0, count=0, n=0) for value in (0.75, nan))
+    return CategoryMetrics(
+        image=Ranking(auroc=auroc, ap=nan, f1max=nan),
+        pixel=PixelRanking(auroc=auroc / 2, ap=0.5, f1max=0.5, aupro_30=0.9, aupro_05=nan),
+        decision=Decisions(rate=0.05, false_alarm_rate=none, detection_rate=found),
+        n=Count(good=0, anomalous=4),
+    )
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
-    """OOM on and off, two products, two seeds; one seed of one product only."""
+    """OOM on and off, two categories, two seeds; one seed of one category only."""
     of = {(True, "bottle"): (0.90, 0.94), (True, "cable"): (0.80, 0.86), (False, "bottle"): (0.70, 0.80)}
     made = [
         make(tmp_path / f"{oom}-{category}-{seed}", value, category, f"of {category}", oom=oom, seed=seed)
@@ -70,7 +104,7 @@ def test_groups_means_and_deviations(runs: list[Path]) -> None:
     assert (uneven.mean, uneven.std) == (pytest.approx((0.75 + 0.6) / 2), None)
     assert "image.ap" not in table.metrics and "decision.false_alarm_rate" not in table.metrics
     published = [row for row in table.rows if row.kind == "published"]
-    assert published[0].cells["pixel.aupro_0.3"] == Cell(0.9468, 0.0020) and published[0].seeds == 3
+    assert published[0].cells["pixel.aupro_30"] == Cell(0.9468, 0.0020) and published[0].seeds == 3
     assert any("2 of them are here, so do not compare the means" in note for note in table.notes)
     assert any("doi 10.1109/TII.2023.3241579" in note for note in table.notes)
 
@@ -85,6 +119,16 @@ def test_one_run_has_no_deviation_and_no_columns_of_settings(tmp_path: Path) -> 
     assert beside.rows[1].cells["pixel.ap"] == Cell(0.4034, None)
 
 
+def test_a_run_of_several_categories_gives_a_row_for_each(tmp_path: Path) -> None:
+    found = make_table([make(tmp_path / "run", 0.9, "left", also="right")])
+    assert [row.category for row in found.rows] == ["left", "right", "mean of 2"]
+    assert found.rows[1].cells["image.auroc"] == found.rows[2].cells["image.auroc"] == Cell(0.9, None)
+    beside = make_table(
+        [make(tmp_path / "all", 0.9, "left", also="right"), make(tmp_path / "one", 0.8, "left", seed=2)]
+    )
+    assert [row.seeds for row in beside.rows] == [2, 1, 2]
+
+
 def test_the_recipes_name_is_a_column_only_where_it_tells_more(tmp_path: Path) -> None:
     a = make(tmp_path / "a", 0.9, recipe="one", lr=1e-3)
     b = make(tmp_path / "b", 0.8, recipe="two", lr=2e-3)
@@ -97,7 +141,7 @@ def test_the_recipes_name_is_a_column_only_where_it_tells_more(tmp_path: Path) -
 def test_mixtures_are_refused(tmp_path: Path) -> None:
     first = make(tmp_path / "first", 0.9)
     twin = make(tmp_path / "twin", 0.9)
-    with pytest.raises(BundleError, match=r"first and twin have the same settings, product and seed 111"):
+    with pytest.raises(BundleError, match=r"first and twin have the same settings, category and seed 111"):
         make_table([first, twin])
     other = make(tmp_path / "other", 0.9, print_of="y", seed=2)
     with pytest.raises(BundleError, match=r"both of 'bottle' but were evaluated on different test images"):
@@ -122,6 +166,14 @@ def test_each_form_of_file_holds_the_numbers(runs: list[Path], tmp_path: Path) -
     )
     with pytest.raises(ConfigError, match=r"\.html, \.csv, \.tex"):
         write_table(table, tmp_path / "t.xls")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_table(table, tmp_path / "file" / "t.csv")
+
+
+def test_no_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs a run"):
+        make_table([])
 
 
 def test_special_characters_of_latex_are_escaped(tmp_path: Path) -> None:
@@ -138,8 +190,6 @@ def test_on_the_command_line_and_in_a_browser(runs: list[Path], tmp_path: Path) 
     assert json.loads(done.stdout) == numbers(page)["table"] == make_table(runs).to_json()
     printed = CliRunner().invoke(app, ["table", *map(str, runs)], catch_exceptions=False).stdout
     assert "92.00 ± 2.83" in printed
-    if not CHROMIUM.is_file():
-        pytest.skip(f"no browser at {CHROMIUM}")
     with browser_page(page) as (browser, complaints):
         assert browser.locator("#runs tbody tr").count() == len(make_table(runs).rows)
         assert browser.locator("#runs tbody tr").first.locator("td").nth(3).inner_text() == "92.00 ± 2.83"

@@ -58,42 +58,45 @@ def report(
     others: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[DATA | RUN...]", help="The data set, default that of the training; or more runs to compare with."
+            metavar="[DATA | RUN...]",
+            help="The data set; default: that of the training. Or more runs, to compare them.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File to write; default: RUN/report.html, of a comparison comparison.html.")
+        Path | None, typer.Option(help="File to write; default: RUN/report.html, or comparison.html.")
     ] = None,
     layout: Layout = "auto",
     category: Category = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of a comparison's resamples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the resamples of a comparison.")] = 0,
 ) -> None:
-    """Write one self-contained HTML page about a run, or one that compares runs evaluated on the same images."""
+    """Write one self-contained HTML page about a run, or one that compares runs on the same test images."""
     from cdo_ad.bundle import is_run
-    from cdo_ad.reporting import write_comparison, write_report
+    from cdo_ad.reporting.build import report as write_page
+    from cdo_ad.reporting.compare import compare
 
     others = others or []
     runs = [path for path in others if is_run(path)]
     if len(others) > 1 or runs:
         if strange := [path for path in others if path not in runs]:
             raise ConfigError(f"{strange[0]} is not a run folder: to compare, name run folders only")
-        show(str(write_comparison([run, *runs], out or Path("comparison.html"), seed=seed)))
+        show(str(compare([run, *runs], out or Path("comparison.html"), seed=seed)))
         return
     data = others[0] if others else None
-    show(str(write_report(run, data, out, layout=layout, category=category, device=device)))
+    show(str(write_page(run, data, out, layout=layout, category=category, device=device)))
 
 
 def table(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, evaluated.")],
     out: Annotated[
-        list[Path] | None, typer.Option(help="File to write, .html, .csv or .tex; may be repeated; default: print.")
+        list[Path] | None,
+        typer.Option(help="File to write: .html, .csv or .tex; may be repeated. Default: print the table."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put runs in a table: by product and differing settings, mean and deviation over seeds, beside published ones."""
+    """Put evaluated runs in a table: means over seeds, by category and by the settings that differ."""
     from cdo_ad.reporting.table_files import to_text, write_table
-    from cdo_ad.reporting.tables import make_table
+    from cdo_ad.reporting.tables import table as make_table
 
     made = make_table(runs)
     for file in out or []:

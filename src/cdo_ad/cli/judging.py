@@ -12,6 +12,7 @@ from cdo_ad.errors import ConfigError
 
 if TYPE_CHECKING:
     from cdo_ad.evaluation.evaluate import Evaluation
+    from cdo_ad.evaluation.schema import TypeMetrics
     from cdo_ad.inference.detector import Detector
 
 __all__ = ["VERBS", "show_evaluation"]
@@ -66,19 +67,16 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run on labelled test images."""
-    from cdo_ad.data import read_dataset
-    from cdo_ad.evaluation.evaluate import evaluate as measure
-    from cdo_ad.evaluation.results import write_results
+    from cdo_ad.evaluation.results import evaluate_run
 
-    size = parse_size(at_size, "--at-size")
-    detector = _load(run, device, false_alarm_rate)
-    samples = read_dataset(data, layout, category)
-    result = measure(detector, samples, at_size=size)
-    document = write_results(run, result, samples, data, size)
+    result, document = evaluate_run(
+        run, data, layout=layout, category=category, at_size=parse_size(at_size, "--at-size"),
+        false_alarm_rate=false_alarm_rate, device=device,
+    )  # fmt: skip
     for failure in result.failures:
         say(f"error: {failure}")
     if as_json:
-        show_json(document)
+        show_json(document.to_json())
     else:
         show_evaluation(result)
     if result.failures:
@@ -123,24 +121,28 @@ def _load(run: Path, device: str, false_alarm_rate: float | None, mode: str = "l
 
 
 def show_evaluation(result: Evaluation) -> None:
-    """Overall and for each defect type, in plain aligned columns."""
+    """Metrics of all images, of each category where there are several, and of each type of defect, in columns."""
     metrics = result.metrics
-    rows = {"all": metrics, **metrics["per_type"]}
-    width = max(map(len, rows))
-    show(f"{'':{width}}    n  image: AUROC     AP  F1max   pixel: AUROC     AP  F1max  PRO.3 PRO.05   detected (95 %)")
-    for name, row in rows.items():
-        image, pixel, found = row["image"], row["pixel"], row["decision"]["detection_rate"]
+    rows: list[tuple[str, TypeMetrics]] = [("all", metrics), *metrics.types.items()]
+    for category, own in metrics.categories.items():
+        rows += [(category, own), *((f"  {kind}", measured) for kind, measured in own.types.items())]
+    width = max(len(name) for name, _ in rows)
+    show(f"{'':{width}}    n  image: AUROC     AP  F1max   pixel: AUROC     AP  F1max  PRO.3 PRO.05   found (95 %)")
+    for name, row in rows:
+        image, pixel, found = row.image, row.pixel, row.decision.detection_rate
         show(
-            f"{name:{width}} {row['n']['anomalous']:4d}         "
-            f"{_f(image['auroc'])}  {_f(image['ap'])}  {_f(image['f1max'])}"
-            f"          {_f(pixel['auroc'])}  {_f(pixel['ap'])}  {_f(pixel['f1max'])}  {_f(pixel['aupro_0.3'])}  "
-            f"{_f(pixel['aupro_0.05'])}   {_f(found['value'])} ({_f(found['low'])}-{_f(found['high'])})"
+            f"{name:{width}} {row.n.anomalous:4d}         {_f(image.auroc)}  {_f(image.ap)}  {_f(image.f1max)}"
+            f"          {_f(pixel.auroc)}  {_f(pixel.ap)}  {_f(pixel.f1max)}  {_f(pixel.aupro_30)}  "
+            f"{_f(pixel.aupro_05)}   {_f(found.value)} ({_f(found.low)}-{_f(found.high)})"
         )
-    alarms = metrics["decision"]["false_alarm_rate"]
-    show(
-        f"false alarms on {metrics['n']['good']} good images: {_f(alarms['value'])} "
-        f"(95 %: {_f(alarms['low'])}-{_f(alarms['high'])}) at a rate of {metrics['decision']['rate']:.2%}"
-    )
+    if metrics.categories:
+        show("the rankings in the row `all` are means over the categories")
+    for category, measured in metrics.categories.items() or [("", metrics)]:
+        alarms = measured.decision.false_alarm_rate
+        show(
+            f"{f'{category}: ' if category else ''}false alarms: {alarms.count} of {alarms.n} good images, "
+            f"{_f(alarms.value)} (95 %: {_f(alarms.low)}-{_f(alarms.high)}), at a rate of {measured.decision.rate:.2%}"
+        )
 
 
 def _f(value: float) -> str:

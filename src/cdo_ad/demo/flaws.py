@@ -1,4 +1,4 @@
-"""The defects of the built-in products, six kinds for each, with size, place, shape and contrast drawn at random.
+"""The defects of fabric and plate, six kinds for each, with size, place, shape and contrast drawn at random.
 
 A flaw is made in the part's own coordinates from its own generator, so it moves with the part and leaves the part's
 random numbers alone. Soft defects are masked where their opacity is at least half of its peak.
@@ -26,7 +26,7 @@ from cdo_ad.demo.parts import (
     plate_surface,
 )
 
-__all__ = ["FLAWS", "FlawMaker"]
+__all__ = ["FLAWS", "FlawMaker", "Surface", "blob", "misprint", "paint", "place", "sign", "visible", "worm"]
 
 FlawMaker = Callable[[View, np.random.Generator], Flaw]
 Surface = Callable[[Array, Array], Array]
@@ -38,12 +38,12 @@ _MARGIN = 108.0
 """Defects of the fabric begin at most this far from its middle, so that the image shows them."""
 
 
-def _cloth(u: Array, v: Array) -> Array:
+def cloth(u: Array, v: Array) -> Array:
     """Measure the signed distance to the part of the fabric where defects begin; the fabric fills the image."""
     return np.maximum(np.abs(u), np.abs(v)) - _MARGIN
 
 
-def _place(rng: np.random.Generator, surface: Surface, inside: float) -> tuple[float, float]:
+def place(rng: np.random.Generator, surface: Surface, inside: float) -> tuple[float, float]:
     """Draw a uniform point of the surface, at least `inside` from its edge."""
     while True:
         u, v = rng.uniform(-_MARGIN, _MARGIN, 2)
@@ -51,11 +51,12 @@ def _place(rng: np.random.Generator, surface: Surface, inside: float) -> tuple[f
             return float(u), float(v)
 
 
-def _sign(rng: np.random.Generator) -> float:
+def sign(rng: np.random.Generator) -> float:
+    """Draw 1 or -1."""
     return 1.0 if rng.random() < 0.5 else -1.0
 
 
-def _worm(rng: np.random.Generator, start: tuple[float, float], length: float, bend: float) -> Array:
+def worm(rng: np.random.Generator, start: tuple[float, float], length: float, bend: float) -> Array:
     """Draw a line of 25 points with a slowly turning direction: (25, 2), its middle at `start`."""
     turns = rng.uniform(0.0, 2.0 * pi) + np.cumsum(rng.normal(0.0, bend, 24))
     steps = np.stack([np.cos(turns), np.sin(turns)], axis=1) * length / 24.0
@@ -64,39 +65,39 @@ def _worm(rng: np.random.Generator, start: tuple[float, float], length: float, b
     return moved
 
 
-def _paint(opacity: Array, color: Array | float, where: npt.NDArray[np.bool_]) -> Array:
+def paint(opacity: Array, color: Array | float, where: npt.NDArray[np.bool_]) -> Array:
     """Return the factor (H, W, 3) that lays `color` (a factor per channel) over the surface with this opacity."""
     factor: Array = 1.0 + (opacity * where)[..., None] * (np.broadcast_to(np.asarray(color), (3,)) - 1.0)
     return factor
 
 
-def _on(view: View, surface: Surface) -> npt.NDArray[np.bool_]:
+def visible(view: View, surface: Surface) -> npt.NDArray[np.bool_]:
     """Mark the pixels that paint can lie on."""
-    if surface is _cloth:
+    if surface is cloth:
         return np.ones(view.u.shape, dtype=np.bool_)
     return np.asarray(surface(view.u, view.v) < -0.5)
 
 
 def scratch(view: View, rng: np.random.Generator, surface: Surface) -> Flaw:
     """Draw a thin irregular line, 45 to 130 long, light or dark, fading in and out; on fabric the fibres are torn."""
-    line = _worm(rng, _place(rng, surface, 12.0), rng.uniform(45.0, 130.0), 0.09)
-    distance, place = polyline_distance(view.u, view.v, line)
+    line = worm(rng, place(rng, surface, 12.0), rng.uniform(45.0, 130.0), 0.09)
+    distance, along = polyline_distance(view.u, view.v, line)
     width = (
         rng.uniform(0.6, 1.3)
-        * (1.4 if surface is _cloth else 1.0)
-        * (1.0 + 0.25 * np.interp(place, np.arange(25), rng.standard_normal(25)))
+        * (1.4 if surface is cloth else 1.0)
+        * (1.0 + 0.25 * np.interp(along, np.arange(25), rng.standard_normal(25)))
     )
-    strength = np.clip(0.8 + 0.35 * np.interp(place, np.arange(25), rng.standard_normal(25)), 0.35, 1.0)
+    strength = np.clip(0.8 + 0.35 * np.interp(along, np.arange(25), rng.standard_normal(25)), 0.35, 1.0)
     core = np.clip(0.5 + (np.maximum(width, 0.45) - distance) * view.scale, 0.0, 1.0)
-    on = _on(view, surface)
+    on = visible(view, surface)
     light, contrast = rng.random() < 0.6, rng.uniform(0.28, 0.5)
-    if surface is _cloth:
+    if surface is cloth:
         color = (0.70, 0.71, 0.73) if light else (0.10, 0.11, 0.15)
         return Flaw(mask=core > 0.3, cover=core * strength * 1.8 * contrast, cover_color=color)
-    return Flaw(mask=(core > 0.3) & on, tint=_paint(core * strength, 1.0 + contrast * (1.0 if light else -1.0), on))
+    return Flaw(mask=(core > 0.3) & on, tint=paint(core * strength, 1.0 + contrast * (1.0 if light else -1.0), on))
 
 
-def _blob(view: View, rng: np.random.Generator, center: tuple[float, float], radius: float, rough: float) -> Array:
+def blob(view: View, rng: np.random.Generator, center: tuple[float, float], radius: float, rough: float) -> Array:
     """Signed distance, negative inside, to an irregular oval around `center`."""
     turn, stretch = rng.uniform(0.0, pi), rng.uniform(0.8, 1.25)
     du, dv = view.u - center[0], view.v - center[1]
@@ -110,43 +111,43 @@ def _blob(view: View, rng: np.random.Generator, center: tuple[float, float], rad
 def stain(view: View, rng: np.random.Generator, surface: Surface) -> Flaw:
     """Draw a soft-edged spill of radius 24 to 54 that takes 8 to 20 % of the light, sometimes with a darker rim."""
     radius = rng.uniform(24.0, 54.0)
-    distance = _blob(view, rng, _place(rng, surface, 18.0), radius, 0.16)
+    distance = blob(view, rng, place(rng, surface, 18.0), radius, 0.16)
     soft = rng.uniform(0.25, 0.5) * radius
     opacity = smoothstep(0.5 - distance / soft)
-    on = _on(view, surface)
+    on = visible(view, surface)
     depth = rng.uniform(0.08, 0.20)
     hue = np.array([[0.5, 0.8, 1.3], [1.0, 1.0, 1.0], [1.2, 1.0, 0.7]])[rng.integers(3)]
     rim = rng.uniform(0.0, 0.5) * np.exp(-((distance / (0.15 * radius)) ** 2))
-    return Flaw(mask=(opacity >= 0.5) & on, tint=_paint(opacity * (1.0 + rim), 1.0 - depth * hue, on))
+    return Flaw(mask=(opacity >= 0.5) & on, tint=paint(opacity * (1.0 + rim), 1.0 - depth * hue, on))
 
 
 def shade(view: View, rng: np.random.Generator, surface: Surface) -> Flaw:
     """Draw a quarter to a third of the image in a shade 4 to 10 % lighter or darker: a side, a band or a cloud."""
     kind = rng.integers(3)
     turn = rng.uniform(0.0, 2.0 * pi)
-    center = _place(rng, surface, 25.0)
+    center = place(rng, surface, 25.0)
     across = (view.u - center[0]) * cos(turn) + (view.v - center[1]) * sin(turn)
     field = 9.0 * lattice(rng, view.u, view.v, 50, 50) + 2.5 * lattice(rng, view.u, view.v, 16, 16)
     away = np.hypot(view.u - center[0], view.v - center[1])
     field = field + (across, np.abs(across), away)[kind]
-    on = _on(view, surface)
+    on = visible(view, surface)
     edge = float(np.quantile(field[on], min(0.9, rng.uniform(0.25, 0.33) / on.mean())))
     opacity = smoothstep(0.5 - (field - edge) / rng.uniform(3.0, 10.0))
-    contrast = _sign(rng) * rng.uniform(0.04, 0.10)
+    contrast = sign(rng) * rng.uniform(0.04, 0.10)
     color = 1.0 + contrast + rng.uniform(-0.01, 0.01, 3)
-    return Flaw(mask=(opacity >= 0.5) & on, tint=_paint(opacity, color, on))
+    return Flaw(mask=(opacity >= 0.5) & on, tint=paint(opacity, color, on))
 
 
 def spot(view: View, rng: np.random.Generator, surface: Surface) -> Flaw:
     """Draw an opaque dot, 4 to 9 across, or a fibre, 12 to 28 long."""
-    center = _place(rng, surface, 8.0)
+    center = place(rng, surface, 8.0)
     if rng.random() < 0.6:
-        distance = _blob(view, rng, center, rng.uniform(2.0, 4.5), 0.15)
+        distance = blob(view, rng, center, rng.uniform(2.0, 4.5), 0.15)
     else:
-        line = _worm(rng, center, rng.uniform(12.0, 28.0), 0.22)
+        line = worm(rng, center, rng.uniform(12.0, 28.0), 0.22)
         distance = polyline_distance(view.u, view.v, line)[0] - rng.uniform(0.6, 1.0)
     opacity = np.clip(0.5 - distance * view.scale, 0.0, 1.0)
-    on = _on(view, surface)
+    on = visible(view, surface)
     color = _DIRT[rng.integers(len(_DIRT))]
     return Flaw(mask=(opacity >= 0.3) & on, cover=opacity * on * rng.uniform(0.6, 0.95), cover_color=color)
 
@@ -154,7 +155,7 @@ def spot(view: View, rng: np.random.Generator, surface: Surface) -> Flaw:
 def hole(view: View, rng: np.random.Generator) -> Flaw:
     """Draw missing weave, radius 4 to 12, frayed thread by thread; in half of the cases only the weft is missing."""
     radius = rng.uniform(4.0, 12.0)
-    distance = _blob(view, rng, _place(rng, _cloth, 10.0), radius, 0.18)
+    distance = blob(view, rng, place(rng, cloth, 10.0), radius, 0.18)
     fray = 1.2 * lattice(rng, np.rint(view.u / WARP_PITCH), np.rint(view.v / WEFT_PITCH), 1, 1)
     cut = distance + fray
     return Flaw(mask=np.asarray(cut < 0.3), cut=cut, cut_warp=bool(rng.random() < 0.6))
@@ -162,13 +163,13 @@ def hole(view: View, rng: np.random.Generator) -> Flaw:
 
 def thread(view: View, rng: np.random.Generator) -> Flaw:
     """Draw a weft thread pulled out of line (40 to 84 long), or missing or doubled on 40 to 130."""
-    u0, v0 = _place(rng, _cloth, 15.0)
+    u0, v0 = place(rng, cloth, 15.0)
     v0 = (round(v0 / WEFT_PITCH)) * WEFT_PITCH  # on a thread
     along, across = view.u - u0, view.v - v0
     if rng.random() < 0.5:
         half = rng.uniform(20.0, 42.0)
         window = smoothstep(1.5 * (1.0 - np.abs(along) / half))
-        slip = _sign(rng) * rng.uniform(4.5, 7.5) * window * np.exp(-((across / (1.8 * WEFT_PITCH)) ** 2))
+        slip = sign(rng) * rng.uniform(4.5, 7.5) * window * np.exp(-((across / (1.8 * WEFT_PITCH)) ** 2))
         return Flaw(mask=np.asarray(np.abs(slip) > 0.8), slip=slip)
     half = rng.uniform(20.0, 65.0)
     bent = across + 0.8 * lattice(rng, view.u, np.zeros_like(view.v), 30, 30)
@@ -177,7 +178,7 @@ def thread(view: View, rng: np.random.Generator) -> Flaw:
         return Flaw(mask=np.asarray(distance < 0.3), cut=distance, cut_warp=False)
     opacity = smoothstep(0.5 - distance / 1.5)
     color = 1.0 + rng.uniform(0.18, 0.35) * np.array([1.1, 1.0, 0.85])
-    return Flaw(mask=np.asarray(opacity >= 0.5), tint=_paint(opacity, color, opacity > 0.0))
+    return Flaw(mask=np.asarray(opacity >= 0.5), tint=paint(opacity, color, opacity > 0.0))
 
 
 def chip(view: View, rng: np.random.Generator) -> Flaw:
@@ -190,23 +191,23 @@ def chip(view: View, rng: np.random.Generator) -> Flaw:
             break
     radius = rng.uniform(4.0, 10.0)
     center = (float(ray[edge] * cos(angle)), float(ray[edge] * sin(angle)))
-    cut = _blob(view, rng, center, radius, 0.22) + 0.5 * lattice(rng, view.u, view.v, 2, 2)
+    cut = blob(view, rng, center, radius, 0.22) + 0.5 * lattice(rng, view.u, view.v, 2, 2)
     return Flaw(mask=(cut < 1.0) & (plate_surface(view.u, view.v) < 0.0), cut=cut)
 
 
-def misprint(view: View, rng: np.random.Generator) -> Flaw:
+def misprint(view: View, rng: np.random.Generator, marks: tuple[Mark, ...] = MARKS) -> Flaw:
     """Draw a character missing, faint, out of place or wrong; its mask is the ink that differs."""
-    at = int(rng.integers(len(MARKS)))
-    mark = MARKS[at]
+    at = int(rng.integers(len(marks)))
+    mark = marks[at]
     wrong = [c for c in "2458ACDEV" if c != mark.char][int(rng.integers(8))]
-    shift = rng.uniform(0.14, 0.3, 2) * mark.height * np.array([_sign(rng), _sign(rng)])
+    shift = rng.uniform(0.14, 0.3, 2) * mark.height * np.array([sign(rng), sign(rng)])
     changed = [
         replace(mark, strength=0.0),
         replace(mark, strength=float(rng.uniform(0.2, 0.55))),
         Mark(mark.char, mark.u + shift[0], mark.v + shift[1], mark.height, mark.engraved),
         replace(mark, char=wrong),
     ][int(rng.integers(4))]
-    return Flaw(marks=(*MARKS[:at], changed, *MARKS[at + 1 :]))
+    return Flaw(marks=(*marks[:at], changed, *marks[at + 1 :]))
 
 
 def _both(surface: Surface) -> dict[str, FlawMaker]:
@@ -215,7 +216,7 @@ def _both(surface: Surface) -> dict[str, FlawMaker]:
 
 
 FLAWS: dict[str, dict[str, FlawMaker]] = {
-    "fabric": dict(sorted({**_both(_cloth), "hole": hole, "thread": thread}.items())),
+    "fabric": dict(sorted({**_both(cloth), "hole": hole, "thread": thread}.items())),
     "plate": dict(sorted({**_both(plate_surface), "chip": chip, "misprint": misprint}.items())),
 }
 """The kinds of defect of each product, in alphabetical order."""

@@ -1,4 +1,4 @@
-"""The two built-in products: a twill fabric that fills the image, and a brushed-metal plate on a mat.
+"""Two of the built-in products: a twill fabric that fills the image, and a brushed-metal plate on a mat.
 
 `fabric` and `plate` draw the scene's reflectance. What is wrong with a part is a `Flaw`, made by `product_flaws`; the
 parts draw the same random numbers with it and without, so a flawless twin differs only where the flaw is.
@@ -22,8 +22,10 @@ __all__ = [
     "WEFT_PITCH",
     "Flaw",
     "Mark",
+    "dirty",
     "fabric",
     "ink",
+    "letters",
     "outline",
     "plate",
     "plate_surface",
@@ -70,15 +72,16 @@ class Mark:
     """Opacity of the ink or depth of the engraving, 1 where nothing is wrong."""
 
 
-def _line(text: str, u: float, v: float, height: float, engraved: bool) -> tuple[Mark, ...]:
+def letters(text: str, u: float, v: float, height: float, engraved: bool) -> tuple[Mark, ...]:
+    """Place the characters of a line; (u, v) is the top left corner of the first."""
     step = height * 0.95
     return tuple(Mark(c, u + k * step, v, height, engraved) for k, c in enumerate(text) if c != " ")
 
 
 MARKS = (
-    _line("CDO-24", -66.0, -62.0, 24.0, False)
-    + _line("5V 7A", -82.0, 2.0, 16.0, True)
-    + _line("E8-2", -82.0, 34.0, 13.0, False)
+    letters("CDO-24", -66.0, -62.0, 24.0, False)
+    + letters("5V 7A", -82.0, 2.0, 16.0, True)
+    + letters("E8-2", -82.0, 34.0, 13.0, False)
 )
 """What a good plate says."""
 
@@ -96,13 +99,15 @@ class Flaw:
     cover_color: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Reflectance of what lies there."""
     slip: Array | None = None
-    """Fabric: displacement of the weft, in reference pixels."""
+    """Displacement in reference pixels: of the fabric's weft, of the screw's tip."""
     cut: Array | None = None
     """Signed distance to missing material, negative inside."""
     cut_warp: bool = True
     """Fabric: the warp is missing as well as the weft."""
-    marks: tuple[Mark, ...] = MARKS
-    """Plate: the characters."""
+    worn: Array | None = None
+    """Screw: how far the thread is worn off, 0 to 1."""
+    marks: tuple[Mark, ...] | None = None
+    """The characters of plate and screw; None for those of a good part."""
 
 
 GOOD_FLAW = Flaw()
@@ -134,7 +139,7 @@ def fabric(view: View, rng: np.random.Generator, flaw: Flaw) -> Array:
     color += (1.0 - top) * np.array([0.66, 0.64, 0.58]) * weft_color[..., None]
     shade = (0.62 + 0.32 * np.clip(height, -0.9, 1.3)) * (1.0 + 0.22 * np.clip(relief(view, height), -1.5, 1.5))
     shade *= 1.0 + 0.012 * lattice(rng, view.u, view.v, 45, 45)
-    return _dirty(color * dye * shade[..., None], flaw)
+    return dirty(color * dye * shade[..., None], flaw)
 
 
 def outline(u: Array, v: Array) -> Array:
@@ -169,7 +174,7 @@ def plate(view: View, rng: np.random.Generator, flaw: Flaw) -> Array:
     """Draw a brushed plate with drilled holes, a bore, a chamfer and characters on a mat: reflectance (H, W, 3)."""
     u, v, (lx, ly) = view.u, view.v, view.light
     mat = _mat(view, rng)
-    metal = _metal(view, rng, flaw.marks)
+    metal = _metal(view, rng, MARKS if flaw.marks is None else flaw.marks)
     distance = plate_surface(u, v)
     bevel = np.clip(1.0 + distance / BEVEL, 0.0, 1.0) * BEVEL * 0.5
     metal *= (1.0 + 0.55 * np.clip(relief(view, -bevel), -0.6, 0.6))[..., None]
@@ -183,10 +188,10 @@ def plate(view: View, rng: np.random.Generator, flaw: Flaw) -> Array:
         metal *= (1.0 + 0.25 * np.clip(1.0 - np.abs(flaw.cut) / 1.2, 0.0, 1.0))[..., None]
         solid = solid * np.clip(0.5 + flaw.cut * view.scale, 0.0, 1.0)
     scene = mat + (metal - mat) * solid[..., None]
-    return _dirty(scene, flaw)
+    return dirty(scene, flaw)
 
 
-def _dirty(scene: Array, flaw: Flaw) -> Array:
+def dirty(scene: Array, flaw: Flaw) -> Array:
     """Lay the flaw's tint and cover over the finished part."""
     if flaw.tint is not None:
         scene = scene * flaw.tint

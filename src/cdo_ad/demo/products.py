@@ -1,4 +1,4 @@
-"""The built-in data set: drawn images of two products, good and with six kinds of defect, in MVTec AD's layout.
+"""The built-in data set: drawn images of three products, good and with six kinds of defect, in MVTec AD's layout.
 
 - Each image has generators of its own, seeded by (seed, product, split, type, number), so the number of images
   changes none of them. Same arguments, same pixels; the files' bytes also depend on Pillow's PNG compressor.
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,38 @@ import numpy.typing as npt
 from PIL import Image
 
 from cdo_ad.demo.drawing import Array, View, look, photograph
-from cdo_ad.demo.flaws import FLAWS
+from cdo_ad.demo.flaws import FLAWS, FlawMaker
 from cdo_ad.demo.parts import GOOD_FLAW, Flaw, fabric, plate
+from cdo_ad.demo.screw import SCREW_DEGREES, SCREW_FLAWS, SCREW_SHIFT, screw
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.types import GOOD
 
 __all__ = ["DEFECTS", "MARKER", "PRODUCTS", "make_dataset", "render"]
 
-PRODUCTS: tuple[str, ...] = ("fabric", "plate")
-"""A woven surface that fills the image, and a brushed, drilled and marked metal plate on a mat."""
 
-DEFECTS: dict[str, tuple[str, ...]] = {product: tuple(FLAWS[product]) for product in PRODUCTS}
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """How a product is drawn, and how it lies before the camera."""
+
+    draw: Callable[[View, np.random.Generator, Flaw], Array]
+    shift: float
+    """Reference pixels, each way."""
+    degrees: float
+    """Each way."""
+    flaws: dict[str, FlawMaker]
+
+
+_DRAWN = {
+    "fabric": _Product(fabric, 9.0, 3.0, FLAWS["fabric"]),
+    "plate": _Product(plate, 5.0, 2.5, FLAWS["plate"]),
+    "screw": _Product(screw, SCREW_SHIFT, SCREW_DEGREES, SCREW_FLAWS),
+}
+
+PRODUCTS: tuple[str, ...] = tuple(_DRAWN)
+"""A woven surface that fills the image; a brushed, drilled and marked metal plate on a mat; a screw that lies anywhere
+on a plain ground, turned by any angle."""
+
+DEFECTS: dict[str, tuple[str, ...]] = {name: tuple(product.flaws) for name, product in _DRAWN.items()}
 """The kinds of defect of each product."""
 
 MARKER = "cdo_ad_products.json"
@@ -82,11 +104,9 @@ def render(
         ConfigError: an unknown product or defect, or a size below 32.
     """
     _check(product, defect, size)
-    if product == "fabric":
-        view = look(np.random.default_rng([*key, 0]), size, shift=9.0, degrees=3.0)
-    else:
-        view = look(np.random.default_rng([*key, 0]), size, shift=5.0, degrees=2.5)
-    flaw = GOOD_FLAW if defect is None else FLAWS[product][defect](view, np.random.default_rng([*key, 1]))
+    drawn = _DRAWN[product]
+    view = look(np.random.default_rng([*key, 0]), size, shift=drawn.shift, degrees=drawn.degrees)
+    flaw = GOOD_FLAW if defect is None else drawn.flaws[defect](view, np.random.default_rng([*key, 1]))
     scene = _scene(product, view, key, flaw)
     mask = flaw.mask
     if defect is None:
@@ -97,8 +117,7 @@ def render(
 
 
 def _scene(product: str, view: View, key: tuple[int, ...], flaw: Flaw) -> Array:
-    draw = fabric if product == "fabric" else plate
-    return draw(view, np.random.default_rng([*key, 2]), flaw)
+    return _DRAWN[product].draw(view, np.random.default_rng([*key, 2]), flaw)
 
 
 def _check(product: str, defect: str | None, size: int) -> None:

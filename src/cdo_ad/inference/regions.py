@@ -21,7 +21,8 @@ def find_regions(mask: MaskArray, anomaly_map: Float32Array, most: int = 100) ->
     """
     if not mask.any():
         return ()
-    labels = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=8, binary_image=True)
+    # bytes, not bool: for bool cc3d 4.1 gives numbers to some pixels outside the mask, at odd edges
+    labels = cc3d.connected_components(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)
     statistics = cc3d.statistics(labels)
     found = []
     # cc3d leaves numbers out now and then: those have no pixel

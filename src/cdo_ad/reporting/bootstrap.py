@@ -4,50 +4,51 @@ A resample draws as many good and as many anomalous images as there are, with re
 stratified). All runs are measured on the same resamples, so what an image does to all of them cancels: the interval
 of the *difference* is what counts, and it is narrower than the intervals of the runs suggest.
 
-The resamples are a matrix of multiplicities, so every figure of every resample is a product with the table of the
-images' counts and a sum along its bins.
+The resamples are a matrix of multiplicities, so all of them are measured at once (`cdo_ad.evaluation.curves`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.evaluation.pixel_histogram import PixelTable
+from cdo_ad.evaluation import curves
+from cdo_ad.evaluation.metrics import LIMITS
 from cdo_ad.evaluation.results import Results
 
-__all__ = ["draw", "interval", "metrics_of", "ranking"]
+__all__ = ["draw", "interval", "kinds_of", "metrics_of"]
 
-FloatArray = npt.NDArray[Any]
-PRO_LIMITS = (0.3, 0.05)
+Float64Array = npt.NDArray[np.float64]
 CHUNK_VALUES = 4_000_000
+"""Resamples times scores that are in memory at once."""
 
 
-def draw(anomalous: npt.NDArray[np.bool_], count: int, seed: int) -> npt.NDArray[np.float64]:
+def draw(strata: Sequence[Hashable], count: int, seed: int) -> Float64Array:
     """How often each image is in each resample.
 
     Args:
-        anomalous: (N,) the truth.
+        strata: (N,) the kind of each image, such as good or anomalous; their numbers are the same in each resample.
         count: of resamples R.
         seed: of the draw.
 
     Returns:
-        (R, N): each row adds up to the number of good images on those, and of anomalous ones on those.
+        (R, N): in each row the images of a kind add up to their number.
     """
     random = np.random.default_rng(seed)
-    times = np.zeros((count, anomalous.size))
-    for stratum in (~anomalous, anomalous):
-        n = int(stratum.sum())
-        if n:
-            times[:, stratum] = random.multinomial(n, np.full(n, 1 / n), size=count)
+    numbers = np.unique([str(stratum) for stratum in strata], return_inverse=True)[1]
+    times = np.zeros((count, numbers.size))
+    for number in range(numbers.max(initial=-1) + 1):
+        own = numbers == number
+        n = int(own.sum())
+        times[:, own] = random.multinomial(n, np.full(n, 1 / n), size=count)
     return times
 
 
-def metrics_of(results: Results, times: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-    """Every figure of a run on every resample.
+def metrics_of(results: Results, times: Float64Array) -> dict[str, Float64Array]:
+    """Every metric of a run on every resample; rankings of a run of several categories are means over them.
 
     Args:
         results: of one run on N images.
@@ -55,23 +56,26 @@ def metrics_of(results: Results, times: npt.NDArray[np.float64]) -> dict[str, np
 
     Returns:
         By name (R,): `image.auroc`, `image.ap`, `decision.detection_rate`, `decision.false_alarm_rate`, for each type
-        `TYPE.detection_rate`, and where pixels were counted `pixel.auroc`, `pixel.ap`, `pixel.aupro_0.3` and
-        `pixel.aupro_0.05`, from binned scores. NaN where a resample has no image of the kind.
+        `TYPE.detection_rate` (see `kinds_of`), and where pixels were counted `pixel.auroc`, `pixel.ap`,
+        `pixel.aupro_30` and `pixel.aupro_05`, from binned scores. NaN where a resample has no image of the kind.
     """
     bad = results.anomalous
-    auroc, ap = _image_ranking(results.scores, bad, times)
-    found = {"image.auroc": auroc, "image.ap": ap}
+    found = _means([_rankings(results, times, own) for own in _by_category(results)])
     kinds = {"decision.detection_rate": bad, "decision.false_alarm_rate": ~bad}
-    types = np.array(results.types)
-    kinds.update({f"{kind}.detection_rate": types == kind for kind in sorted(set(types[bad].tolist()))})
-    for name, kind in kinds.items():
+    for name, kind in (kinds | {f"{name}.detection_rate": kind for name, kind in kinds_of(results).items()}).items():
         found[name] = _ratio(times[:, kind] @ results.decisions[kind], times[:, kind].sum(axis=1))
-    if results.pixels is not None:
-        found.update(_pixel_figures(results.pixels, times))
     return found
 
 
-def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+def kinds_of(results: Results) -> dict[str, npt.NDArray[np.bool_]]:
+    """(N,) the images of each type of defect, by name: `TYPE`; of several categories `CATEGORY/TYPE`."""
+    several = len(set(results.categories)) > 1
+    names = [f"{c}/{t}" if several else t for c, t in zip(results.categories, results.types, strict=True)]
+    bad = results.anomalous
+    return {name: bad & (np.array(names) == name) for name in sorted({n for n, b in zip(names, bad, strict=True) if b})}
+
+
+def interval(values: Float64Array) -> tuple[float, float]:
     """The 2.5 % and 97.5 % quantiles of (R,) values, those that are no numbers left out; NaN where none is one."""
     known = values[~np.isnan(values)]
     if not known.size:
@@ -80,70 +84,44 @@ def interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def ranking(good: FloatArray, bad: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """AUROC and average precision of counts by score, ties passed together as in `cdo_ad.evaluation.metrics`.
-
-    Args:
-        good: (R, B) how many good ones have each score, the largest score first.
-        bad: (R, B) anomalous ones.
-
-    Returns:
-        (R,) and (R,), NaN for rows without both kinds.
-    """
-    all_good, all_bad = good.sum(axis=1), bad.sum(axis=1)
-    false, true = np.cumsum(good, axis=1), np.cumsum(bad, axis=1)
-    precision = np.divide(true, true + false, out=np.zeros(true.shape), where=true > 0)
-    defined = (all_good > 0) & (all_bad > 0)
-    ap = np.where(defined, _ratio((bad * precision).sum(axis=1), all_bad), np.nan)
-    return _area(good, bad, all_bad, 1.0), ap
+def _by_category(results: Results) -> Iterator[npt.NDArray[np.bool_]]:
+    for category in sorted(set(results.categories)):
+        yield np.array(results.categories) == category
 
 
-def _image_ranking(
-    scores: npt.NDArray[np.float64], bad: npt.NDArray[np.bool_], times: npt.NDArray[np.float64]
-) -> tuple[FloatArray, FloatArray]:
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.concatenate(([True], np.diff(scores[order]) != 0)))
-    return ranking(*(np.add.reduceat((times * kind)[:, order], starts, axis=1) for kind in (~bad, bad)))
+def _rankings(results: Results, times: Float64Array, own: npt.NDArray[np.bool_]) -> dict[str, Float64Array]:
+    """The ranking metrics of one category, whose images are `own`."""
+    bad, part = results.anomalous[own], times[:, own]
+    bins = curves.by_score(results.scores[own], part * ~bad, part * bad)
+    found = {"image.auroc": curves.auroc(bins), "image.ap": curves.average_precision(bins)}
+    if results.pixels is None:
+        return found
+    counts = results.pixels.chosen(own)
+    rows: list[list[Float64Array]] = []
+    step = max(1, CHUNK_VALUES // max(1, counts.good.shape[1]))
+    for start in range(0, len(part), step):
+        drawn = counts.drawn(part[start : start + step])
+        rows.append(
+            [
+                curves.auroc(drawn),
+                curves.average_precision(drawn),
+                *(curves.aupro(drawn, limit) for limit in LIMITS.values()),
+            ]
+        )
+    names = ("pixel.auroc", "pixel.ap", *(f"pixel.{name}" for name in LIMITS))
+    return found | {name: np.concatenate(c) for name, c in zip(names, zip(*rows, strict=True), strict=True)}
 
 
-def _pixel_figures(table: PixelTable, times: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
-    names = ("pixel.auroc", "pixel.ap", *(f"pixel.aupro_{limit:g}" for limit in PRO_LIMITS))
-    # the sum of a region's weights is 1, so their sum over an image is the number of its regions
-    regions = np.rint(table.weight.sum(axis=1, dtype=np.float64))
-    rows = [
-        (*ranking(good, bad), *(_area(good, weight, rows_of @ regions, limit) for limit in PRO_LIMITS))
-        for rows_of, good, bad, weight in _chunks(table, times)
-    ]
-    columns: Sequence[FloatArray] = [np.concatenate(column) for column in zip(*rows, strict=True)]
-    return dict(zip(names, columns, strict=True))
+def _means(parts: Sequence[dict[str, Float64Array]]) -> dict[str, Float64Array]:
+    """Of each metric, the mean over the categories that have it."""
+    found = {}
+    for name in parts[0]:
+        values = np.array([part[name] for part in parts])
+        known = ~np.isnan(values)
+        found[name] = _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+    return found
 
 
-def _chunks(
-    table: PixelTable, times: npt.NDArray[np.float64]
-) -> Iterator[tuple[FloatArray, FloatArray, FloatArray, FloatArray]]:
-    """A few resamples at a time: their multiplicities, and (r, B) counts with the largest score first."""
-    step = max(1, CHUNK_VALUES // max(1, table.good.shape[1]))
-    for start in range(0, len(times), step):
-        part = times[start : start + step]
-
-        def counted(counts: FloatArray, part: FloatArray = part) -> FloatArray:
-            return (part.astype(np.float32) @ counts)[:, ::-1].astype(np.float64)
-
-        yield part, counted(table.good), counted(table.anomalous), counted(table.weight)
-
-
-def _area(good: FloatArray, rise: FloatArray, total_rise: FloatArray, limit: float) -> FloatArray:
-    """Under the curve of the share of `rise` against that of `good`, up to `limit` and divided by it; see `metrics`."""
-    all_good = good.sum(axis=1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        end = np.cumsum(good, axis=1) / all_good
-        width = good / all_good
-        inside = np.clip(limit - (end - width), 0.0, width)
-        done = np.where(width > 0, inside / width, 1.0)
-        area = (rise * done * (inside / 2 + np.maximum(limit - end, 0.0))).sum(axis=1) / total_rise / limit
-    return np.where((total_rise > 0) & (all_good[:, 0] > 0), area, np.nan)
-
-
-def _ratio(part: FloatArray, whole: FloatArray) -> npt.NDArray[np.float64]:
-    ratio: npt.NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Float64Array:
+    ratio: Float64Array = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
     return ratio

@@ -26,7 +26,7 @@ MOST_VALUES = 4_000_000  # a level and class; beyond that images are passed over
 
 
 def margin_and_overlap(anomalous: Float32Array, normal: Float32Array) -> dict[str, Any]:
-    """The two figures and the histograms they come from, see the module's text.
+    """Margin and overlap, and the histograms they come from, see the module's text.
 
     Args:
         anomalous: (A,) discrepancies, A >= 1.

@@ -1,18 +1,27 @@
-"""From numbers to one HTML file that needs nothing else; and the curves that pages share."""
+"""From numbers to one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from cdo_ad.files import finite
+from cdo_ad.errors import needs_extra
+from cdo_ad.evaluation.curves import Curve, thin
+from cdo_ad.files import finite, write_text
 
-__all__ = ["curve", "image_curves", "render"]
+__all__ = ["points", "render", "require_report", "write_page"]
 
 MOST_POINTS = 400
+
+
+def require_report(purpose: str) -> None:
+    """Raise MissingExtraError where pages cannot be made."""
+    with needs_extra("report", purpose):
+        import jinja2  # noqa: F401
+        import plotly.offline  # noqa: F401
 
 
 def render(template: str, document: dict[str, Any]) -> str:
@@ -32,23 +41,13 @@ def render(template: str, document: dict[str, Any]) -> str:
     return environment.get_template(template).render(document=document, data=text, plotly=get_plotlyjs())
 
 
-def image_curves(scores: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> dict[str, dict[str, list[float]]]:
-    """ROC and precision-recall of (N,) images as `image_roc` and `image_pr`; none without both kinds."""
-    if not labels.any() or labels.all():
-        return {}
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # ties are passed together
-    hits, alarms = np.cumsum(labels[order])[last], np.cumsum(~labels[order])[last]
-    return {
-        "image_roc": curve(np.append(0, alarms) / (~labels).sum(), np.append(0, hits) / labels.sum(), None),
-        "image_pr": curve(hits / labels.sum(), hits / (hits + alarms), None),
-    }
+def write_page(file: Path, template: str, document: dict[str, Any]) -> Path:
+    """Render and write a page, whole or not at all; raises OutputError."""
+    write_text(file, render(template, document))
+    return file
 
 
-def curve(x: npt.NDArray[Any], y: npt.NDArray[Any], most: int | None = MOST_POINTS) -> dict[str, list[float]]:
-    """Points for a chart, rounded; of more than `most` those that are evenly spread along the way."""
-    if most is not None and x.size > most:
-        way = np.append(0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y))))
-        keep = np.unique(np.searchsorted(way, np.linspace(0, way[-1], most)))
-        x, y = x[keep], y[keep]
+def points(curve: Curve) -> dict[str, list[float]]:
+    """A curve for a chart, thinned and rounded."""
+    x, y = thin(curve, MOST_POINTS)
     return {"x": np.round(x, 5).tolist(), "y": np.round(y, 5).tolist()}

@@ -6,8 +6,9 @@ import csv
 import io
 from pathlib import Path
 
-from cdo_ad.errors import ConfigError, needs_extra
-from cdo_ad.reporting.page import render
+from cdo_ad.errors import ConfigError
+from cdo_ad.files import write_text
+from cdo_ad.reporting.page import render, require_report
 from cdo_ad.reporting.tables import Cell, Row, Table
 
 __all__ = ["to_csv", "to_html", "to_latex", "to_text", "write_table"]
@@ -23,17 +24,16 @@ def write_table(table: Table, file: Path) -> None:
     Raises:
         ConfigError: an ending other than .html, .csv or .tex.
         MissingExtraError: .html, if the extra `report` is not installed.
+        OutputError: the file cannot be written.
     """
     forms = {".html": to_html, ".csv": to_csv, ".tex": to_latex}
     if file.suffix.lower() not in forms:
         raise ConfigError(f"{file}: a table is written as {', '.join(SUFFIXES)}: choose one of these endings")
-    text = forms[file.suffix.lower()](table)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_text(file, forms[file.suffix.lower()](table))
 
 
 def to_csv(table: Table) -> str:
-    """Numbers in [0, 1], of each figure mean and standard deviation; empty where there is none."""
+    """Numbers in [0, 1]: mean and standard deviation of each metric; empty where there is none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     columns = [column for key in table.metrics for column in (key, f"{key}_std")]
@@ -45,7 +45,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `tabular` for the package booktabs; figures in percent, a rule before each choice of settings."""
+    """A `tabular` for the package booktabs: numbers in percent, a rule before each choice of settings."""
     columns = "l" * (len(table.settings) + 1) + "r" * (1 + len(table.metrics))
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(map(_latex, _head(table))) + r" \\"]
     before = None
@@ -60,10 +60,8 @@ def to_latex(table: Table) -> str:
 
 
 def to_html(table: Table) -> str:
-    """One self-contained page."""
-    with needs_extra("report", "a table as HTML"):
-        import jinja2  # noqa: F401
-        import plotly.offline  # noqa: F401
+    """One self-contained page; raises MissingExtraError."""
+    require_report("a table as HTML")
     rows = [
         {"kind": row.kind, "words": _words(row), "cells": [_text(row.cells.get(key)) for key in table.metrics]}
         for row in table.rows
@@ -91,7 +89,7 @@ def to_text(table: Table) -> str:
 
 
 def _head(table: Table) -> list[str]:
-    return [*table.settings, "product", "seeds", *table.metrics.values()]
+    return [*table.settings, "category", "seeds", *table.metrics.values()]
 
 
 def _words(row: Row) -> list[str]:

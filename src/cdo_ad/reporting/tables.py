@@ -1,52 +1,53 @@
-"""Ablation and sweep tables: runs grouped by product and settings, mean and standard deviation over seeds.
+"""Tables of runs: grouped by category and settings, mean and standard deviation over seeds.
 
 The settings that differ between the runs become columns by themselves; the seed is what the mean is taken over. Metrics
-that were published for the data set (`published.json`, with their sources) stand beside the mean over the products.
+that were published for the data set (`published.json`, with their sources) stand below the mean over the categories.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from cdo_ad.bundle import Bundle, read_bundle
-from cdo_ad.errors import BundleError
+from cdo_ad.errors import BundleError, ConfigError
 from cdo_ad.evaluation.results import read_metrics
+from cdo_ad.evaluation.schema import Rate, TypeMetrics
 from cdo_ad.reporting.settings import different_settings, run_names
 
-__all__ = ["METRICS_SHOWN", "Cell", "Measured", "Row", "Table", "make_table", "metrics_of", "tabulate"]
+__all__ = ["METRICS_SHOWN", "Cell", "Measured", "Row", "Table", "metrics_of", "table", "tabulate"]
 
 METRICS_SHOWN = {
     "image.auroc": "image AUROC",
     "image.ap": "image AP",
     "pixel.auroc": "pixel AUROC",
     "pixel.ap": "pixel AP",
-    "pixel.aupro_0.3": "AU-PRO 0.3",
-    "pixel.aupro_0.05": "AU-PRO 0.05",
+    "pixel.aupro_30": "AU-PRO 0.3",
+    "pixel.aupro_05": "AU-PRO 0.05",
     "decision.detection_rate": "defects found",
     "decision.false_alarm_rate": "false alarms",
 }
-NOTE = "± is the standard deviation over seeds; a figure without it is of one seed, or of other seeds a product."
+NOTE = "± is the standard deviation over seeds. A number without it is of one seed, or categories have different seeds."
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A figure over seeds."""
+    """A metric over seeds."""
 
     mean: float
     """In [0, 1]."""
     std: float | None
-    """Standard deviation of the sample (n - 1); None for one run, of which nothing is known about others."""
+    """Standard deviation of the sample (n - 1); None for a single run."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One product under one choice of settings; or a mean over products; or what was published."""
+    """One category under one choice of settings; or a mean over categories; or what was published."""
 
     settings: tuple[str, ...]
     """Values of `Table.settings`; of a published row its name, then nothing."""
@@ -61,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in the order of the settings as the runs were named, products sorted."""
+    """Rows in the order in which the runs were named, categories sorted."""
 
     settings: tuple[str, ...]
     """Names of the settings that differ; `("run",)` where none does and published rows stand beside."""
@@ -70,7 +71,7 @@ class Table:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The figures that any row has: key and name."""
+        """The metrics that any row has: key and name."""
         return {key: name for key, name in METRICS_SHOWN.items() if any(key in row.cells for row in self.rows)}
 
     def to_json(self) -> dict[str, Any]:
@@ -107,33 +108,36 @@ class Measured:
     """Of the test images; None where it is not known."""
 
 
-def make_table(folders: Sequence[Path | str]) -> Table:
-    """Read evaluated runs and group them.
+def table(runs: Sequence[Path | str]) -> Table:
+    """Read evaluated runs and group them. A run of several categories gives a row for each.
 
     Args:
-        folders: run folders.
+        runs: run folders.
 
     Raises:
-        BundleError: a run that is incomplete or was not evaluated; two runs of the same settings, product and seed; two
-            runs of one product that were evaluated on different test images.
+        BundleError: a run that is incomplete or was not evaluated; two runs of the same settings, category and seed;
+            two runs of one category that were evaluated on different test images.
+        ConfigError: no run.
     """
-    bundles = [read_bundle(folder) for folder in folders]
+    if not runs:
+        raise ConfigError("a table needs a run at least: name run folders")
+    bundles = [read_bundle(folder) for folder in runs]
     names = run_names([bundle.path for bundle in bundles])
     different = _columns(bundles)
     choices = list(zip(*different.values(), strict=True)) or [()] * len(bundles)
-    runs = [_read(*each) for each in zip(bundles, names, choices, strict=True)]
-    return tabulate(tuple(different), runs)
+    each = zip(bundles, names, choices, strict=True)
+    return tabulate(tuple(different), [measured for one in each for measured in _read(*one)])
 
 
 def tabulate(settings: Sequence[str], runs: Sequence[Measured]) -> Table:
-    """Group what was measured: means over seeds and products, published rows below.
+    """Group what was measured: means over seeds and categories, published rows below.
 
     Args:
         settings: names of the columns; each run's `choice` holds a value for each.
         runs: at least one.
 
     Raises:
-        BundleError: two of one choice, product and seed; or two of one product measured on different test images.
+        BundleError: two of one choice, category and seed; or two of one category measured on different test images.
     """
     _refuse_mixtures(runs)
     categories = sorted({run.category for run in runs})
@@ -145,7 +149,7 @@ def tabulate(settings: Sequence[str], runs: Sequence[Measured]) -> Table:
         chosen = [run for run in runs if run.choice == choice]
         by_category = {c: [run for run in chosen if run.category == c] for c in categories}
         rows += [_row(choice, c, found) for c, found in by_category.items() if found]
-        if len(categories) > 1:
+        if sum(map(bool, by_category.values())) > 1:
             rows.append(_mean_row(choice, by_category))
     return Table(tuple(settings), (*rows, *published), (NOTE, *notes))
 
@@ -163,22 +167,33 @@ def _word(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool | list | dict) or value is None else str(value)
 
 
-def _read(bundle: Bundle, name: str, choice: tuple[str, ...]) -> Measured:
+def _read(bundle: Bundle, name: str, choice: tuple[str, ...]) -> list[Measured]:
+    """What was measured of a run, by category; a category without a name is called by its data set's folder."""
     metrics = read_metrics(bundle)
-    data = metrics.get("data", {})
-    category = data.get("category") or bundle.provenance["data"]["category"] or bundle.data_root.name
-    return Measured(name, choice, category, bundle.config.seed, metrics_of(metrics), data.get("fingerprint"))
+    prints = metrics.data.fingerprints
+    each = metrics.categories or {next(iter(prints)): metrics}
+    return [
+        Measured(
+            name,
+            choice,
+            category or Path(metrics.data.root).name,
+            bundle.config.seed,
+            metrics_of(own),
+            prints[category],
+        )
+        for category, own in each.items()
+    ]
 
 
-def metrics_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of `METRICS_SHOWN` that a document of `metrics.json` has; undefined ones are left out."""
+def metrics_of(metrics: TypeMetrics) -> dict[str, float]:
+    """The metrics of `METRICS_SHOWN` that exist, by key."""
     found = {}
     for key in METRICS_SHOWN:
-        group, _, figure = key.partition(".")
-        value = metrics[group][figure]
-        value = value["value"] if isinstance(value, dict) else value
-        if value is not None:
-            found[key] = float(value)
+        group, _, name = key.partition(".")
+        value = getattr(getattr(metrics, group), name)
+        number = value.value if isinstance(value, Rate) else float(value)
+        if number == number:
+            found[key] = number
     return found
 
 
@@ -189,8 +204,8 @@ def _refuse_mixtures(runs: Sequence[Measured]) -> None:
         twin = seen.setdefault((run.choice, run.category, run.seed), run)
         if twin is not run:
             raise BundleError(
-                f"{twin.name} and {run.name} have the same settings, product and seed {run.seed}: together they would "
-                "make the spread over seeds look smaller; name one of them"
+                f"{twin.name} and {run.name} have the same settings, category and seed {run.seed}: together they would "
+                "make the spread over seeds look smaller; name only one of them"
             )
         if run.fingerprint is not None:
             other = images.setdefault(run.category, run)
@@ -207,9 +222,9 @@ def _row(choice: tuple[str, ...], category: str, runs: Sequence[Measured]) -> Ro
 
 
 def _mean_row(choice: tuple[str, ...], by_category: dict[str, list[Measured]]) -> Row:
-    """The mean over products: of each seed first, so that its deviation is that over seeds.
+    """The mean over categories: of each seed first, so that its deviation is that over seeds.
 
-    Where not every product has every seed, the mean of the products' means, without a deviation.
+    Where not every category has every seed, the mean of the categories' means, without a deviation.
     """
     there = [runs for runs in by_category.values() if runs]
     seeds = {run.seed for runs in there for run in runs}
@@ -233,7 +248,7 @@ def _cell(values: Iterable[float]) -> Cell:
 
 
 def _published(categories: Sequence[str], columns: int) -> tuple[list[Row], list[str]]:
-    """Rows of the data set that all products belong to, and notes on where they come from."""
+    """Rows of the data set that all categories belong to, and notes on where they come from."""
     text = resources.files("cdo_ad.reporting").joinpath("published.json").read_text(encoding="utf-8")
     for data_set in json.loads(text)["data_sets"]:
         if not set(categories) <= set(data_set["categories"]):
@@ -249,7 +264,7 @@ def _published(categories: Sequence[str], columns: int) -> tuple[list[Row], list
         notes = [f"{item['name']}: published, {data_set['name']}; {item['source']}." for item in data_set["rows"]]
         if len(categories) < total:
             notes.append(
-                f"Published figures are means over all {total} products of {data_set['name']}; "
+                f"Published numbers are means over all {total} categories of {data_set['name']}; "
                 f"{len(categories)} of them are here, so do not compare the means."
             )
         return rows, notes

@@ -10,12 +10,15 @@ const el = (tag, attributes = {}, ...children) => {
 };
 const number = (v, digits = 3) => (v === null || v === undefined || Number.isNaN(v) ? "–" : v.toFixed(digits));
 const percent = (v) => (v === null || v === undefined || Number.isNaN(v) ? "–" : (100 * v).toFixed(1) + " %");
+const withEnds = (r) => (r.n ? [percent(r.value), `${percent(r.low)} – ${percent(r.high)}`] : "–");
 const card = (title, value, note, id) => {
   const big = el("b", id ? { id } : {}, value);
   return el("div", { class: "card" }, el("span", {}, title), big, el("span", {}, note));
 };
+// a cell is a text or a number, or [what it says, a small line below]
+const content = (cell) => (Array.isArray(cell) ? [String(cell[0]), el("small", {}, cell[1])] : [String(cell)]);
 function table(id, head, rows, now = () => false) {
-  const body = rows.map((row) => el("tr", now(row) ? { class: "now" } : {}, ...row.map((cell) => el("td", {}, String(cell)))));
+  const body = rows.map((row) => el("tr", now(row) ? { class: "now" } : {}, ...row.map((cell) => el("td", {}, ...content(cell)))));
   $(id).replaceChildren(el("thead", {}, el("tr", {}, ...head.map((h) => el("th", {}, h)))), el("tbody", {}, ...body));
 }
 // ---- charts
