@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
 
-.PHONY: demo test lint types format bench install clean
+.PHONY: demo test lint types format fuzz bench install clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,9 @@ types: install
 format: install
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
+
+fuzz: install  # nightly: damaged and hostile images, tables and folders
+	$(BIN)/python benchmarks/fuzz_inputs.py --inputs 100000
 
 bench: install
 	$(BIN)/python benchmarks/epoch.py

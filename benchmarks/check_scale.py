@@ -53,7 +53,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{options.count} images of {options.side} x {options.side}: {seconds:.1f} s wall, {used:.1f} s CPU, "
-        f"peak {peak:.2f} GiB; {len(report.near)} near duplicates at <= {report.limits['']} bits"
+        f"peak {peak:.2f} GiB; {len(report.near)} near copies"
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from cdo_ad.data.decode import list_images, read_image
+from cdo_ad.data import list_images, read_image
 from cdo_ad.data.store import ImageStore, load_image
 from cdo_ad.errors import ConfigError, DataError, ImageError
 from fakes import make_folder, make_image, write

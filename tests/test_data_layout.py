@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from cdo_ad.data import LAYOUTS, detect_layout, list_categories, read_dataset, read_image, read_mask
-from cdo_ad.errors import ConfigError, DataError
+from cdo_ad.data.labels import label_of
+from cdo_ad.data.marks import write_png
+from cdo_ad.errors import CdoWarning, ConfigError, DataError
 from cdo_ad.types import Sample
 from fakes import make_folder, make_image, make_mvtec, make_mvtec3d, make_visa, write
 
@@ -46,12 +49,6 @@ WITH_MASKS = {("train", "good", False): 8, ("test", "scratch", True): 3, ("test"
 READS: list[tuple[str, Callable[[Path], object], str, dict[tuple[str, str, bool], int]]] = [
     ("mvtec", make_mvtec, "mvtec", MVTEC),
     ("mvtec, in a parent", lambda root: make_mvtec(root / "bottle"), "mvtec", MVTEC),
-    (
-        "mvtec, a stray image in the parent",
-        lambda root: (make_mvtec(root / "bottle"), image_at(root / "overview.png")),
-        "mvtec",
-        MVTEC,
-    ),
     (
         "mvtec, one type without masks",
         lambda root: shutil.rmtree(make_mvtec(root) / "ground_truth" / "spot"),
@@ -208,8 +205,8 @@ def visa_with(root: Path, old: str, new: str) -> None:
 REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing", lambda root: root.rmdir(), "no such folder"),
     ("a file", lambda root: (root.rmdir(), root.write_text("x")), "is a file"),
-    ("empty", lambda root: None, r"found no data here; looked for .*good/"),
-    ("no images", lambda root: (root / "notes.txt").write_text("x"), "found no data here"),
+    ("empty", lambda root: None, r"holds no images: looked for .*good/"),
+    ("no images", lambda root: (root / "notes.txt").write_text("x"), "holds no images: looked for"),
     ("an empty good/", lambda root: (root / "good").mkdir(), "good: holds no images"),
     (
         "an empty train/good/",
@@ -245,6 +242,11 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
         "train/spot: only good images",
     ),
     (
+        "loose images beside train/good/",
+        lambda root: image_at(make_mvtec(root) / "train/0.png"),
+        "train/0.png: an image outside the folder of good images",
+    ),
+    (
         "a test image without a type",
         lambda root: image_at(make_mvtec(root) / "test/0.png"),
         "test/0.png: a test image",
@@ -257,7 +259,7 @@ REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "mvtec3d, an image is missing",
         lambda root: drop(make_mvtec3d(root), "bagel/test/spot/rgb/001.png"),
-        "gt/001.png: no pic",
+        "gt/001.png: no image",
     ),
     (
         "mvtec3d, defects in validation/",
@@ -333,6 +335,156 @@ def test_layouts_are_a_closed_list(tmp_path: Path) -> None:
     assert LAYOUTS == ("auto", "folder", "mvtec", "mvtec3d", "visa")
     with pytest.raises(ConfigError, match="layout must be one of auto, folder, mvtec, mvtec3d, visa, got 'coco'"):
         read_dataset(tmp_path, "coco")
+
+
+# ---- names that mean good
+
+
+@pytest.mark.parametrize(
+    "name", ["OK", "ok", "Okay", "normal", "PASS", "passed", "Gut", "io", "i.O.", "in Ordnung", "GOOD"]
+)
+def test_folders_of_good_images_have_many_names(tmp_path: Path, name: str) -> None:
+    root = make_mvtec(tmp_path)
+    (root / "test" / "good").rename(root / "test" / name)
+    if name == "GOOD":
+        assert counts(read_dataset(root)) == MVTEC
+        return
+    (root / "train" / "good").rename(root / "train" / name)
+    with pytest.warns(CdoWarning) as told:
+        assert counts(read_dataset(root)) == MVTEC
+    assert sorted(str(warning.message) for warning in told) == [
+        f"{root / 'test' / name}: its 3 images are taken as good, for the folder's name",
+        f"{root / 'train' / name}: its 8 images are taken as good, for the folder's name",
+    ]
+
+
+@pytest.mark.parametrize("layout", ["folder", "mvtec3d"])
+def test_other_layouts_know_the_same_names(tmp_path: Path, layout: str) -> None:
+    if layout == "folder":
+        replace_folder(make_folder(tmp_path), "good", "OK")
+        expected = GOOD_AND_TYPES
+    else:
+        root = make_mvtec3d(tmp_path) / "bagel"
+        for split in ("train", "validation", "test"):
+            (root / split / "good").rename(root / split / "io")
+        expected = {
+            ("train", "good", False): 6, ("calibration", "good", False): 3, ("test", "good", False): 2,
+            ("test", "scratch", True): 2, ("test", "spot", True): 2,
+        }  # fmt: skip
+    with pytest.warns(CdoWarning, match="taken as good"):
+        assert counts(read_dataset(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["NG", "NOK", "n.i.O.", "not_ok", "no good", "abnormal", "nicht in Ordnung", "bad", "broken_large"]
+)
+def test_other_names_are_defects(tmp_path: Path, name: str) -> None:
+    assert label_of(tmp_path / name) == name
+
+
+@pytest.mark.parametrize("name", ["good_2", "OK neu", "ok-ng", "pass 1", "good images", "unknown", "unsorted"])
+def test_a_name_that_leaves_the_label_open_is_refused(tmp_path: Path, name: str) -> None:
+    make_mvtec(tmp_path)
+    image_at(tmp_path / "test" / name / "0.png")
+    with pytest.raises(DataError, match="the name does not say whether its images are good: rename the folder to good"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_two_folders_of_good_images_are_refused(tmp_path: Path, split: str) -> None:
+    image_at(make_mvtec(tmp_path) / split / "OK" / "0.png")
+    with pytest.raises(DataError, match=r"(OK: good|good: OK) beside it has the same meaning"):
+        read_dataset(tmp_path)
+
+
+def test_two_folders_that_differ_in_letter_case_are_refused(tmp_path: Path) -> None:
+    image_at(make_mvtec(tmp_path) / "Train" / "good" / "0.png")
+    with pytest.raises(DataError, match="train beside it has the same meaning"):
+        read_dataset(tmp_path)
+
+
+# ---- what is passed over is told
+
+
+@pytest.mark.parametrize(("make", "text"), [
+    (lambda root: image_at(root.parent / "overview.png"), "1 image not used; the first: overview.png"),
+    (lambda root: image_at(root / "validation" / "0.png"), "1 image not used; the first: bottle/validation/0.png"),
+    (lambda root: (root / "train" / "good" / "x.dng").write_bytes(b"x"), "x.dng: a camera's raw file that is not read"),
+    (lambda root: write_png(root / "train/good/0_overlay.png", np.zeros((9, 9, 3), np.uint8)), "1 image left out"),
+    (lambda root: (root / "test" / "dent").symlink_to("/nothing"), "dent: a link to what is missing"),
+    (lambda root: (root / "circle.png").symlink_to("circle.png"), "1 image not used; the first: bottle/circle.png"),
+], ids=["stray", "unknown folder", "raw", "overlay", "broken link", "circle"])  # fmt: skip
+def test_what_is_passed_over_is_told(tmp_path: Path, make: Callable[[Path], object], text: str) -> None:
+    make(make_mvtec(tmp_path / "bottle"))
+    with pytest.warns(CdoWarning, match=text) as told:
+        assert counts(read_dataset(tmp_path)) == MVTEC
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("make", [make_mvtec, make_visa], ids=["mvtec", "visa"])
+def test_the_path_to_a_data_set_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]
+) -> None:
+    """No warning of unused images by whatever path; tests turn warnings into errors."""
+    make(tmp_path / "real")
+    inner = tmp_path / "real" / ("candle" if make is make_visa else "")
+    (tmp_path / "link").symlink_to(inner)
+    expected = counts(read_dataset(inner))
+    assert counts(read_dataset(tmp_path / "link")) == expected
+    monkeypatch.chdir(inner)
+    assert counts(read_dataset(".")) == expected
+    monkeypatch.chdir(tmp_path)
+    assert counts(read_dataset("link")) == expected
+
+
+def test_folders_of_what_is_not_read_say_so(tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "a.dng").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"good: holds no images: .*1 file\(s\) passed over; .*a.dng: a camera's raw file"
+    ):
+        read_dataset(tmp_path)
+    (tmp_path / "good" / "a.dng").unlink()
+    write_png(tmp_path / "good" / "a.png", np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(DataError, match="only 1 overlays or maps that cdo-ad wrote"):
+        read_dataset(tmp_path)
+
+
+def test_overlays_in_the_data_are_no_defects(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    for i in range(3):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        write_png(tmp_path / "out" / f"{i}_overlay.png", np.zeros((9, 9, 3), np.uint8))
+    with pytest.warns(CdoWarning, match="3 images left out, overlays and maps that cdo-ad itself wrote"):
+        assert counts(read_dataset(tmp_path)) == GOOD_AND_TYPES
+
+
+# ---- VisA's table comes from others
+
+
+VISA_LINE = "candle/Data/Images/Normal/0000.JPG"
+
+
+@pytest.mark.parametrize(("new", "message"), [
+    ("/etc/hostname", "no file inside the data set's folder"),
+    ("candle/../../../etc/hostname", "no file inside the data set's folder"),
+    ("", "no file inside the data set's folder"),
+    ("candle/Data/Images/Normal/0001.JPG", "twice"),
+    ('"' + "x" * 200_000 + '"', "cannot be read .field larger"),
+], ids=["absolute", "upwards", "empty", "twice", "a huge field"])  # fmt: skip
+def test_a_hostile_table_is_refused(tmp_path: Path, new: str, message: str) -> None:
+    visa_with(tmp_path, VISA_LINE, new)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.timeout(20)
+def test_a_table_that_is_no_file_does_not_hang(tmp_path: Path) -> None:
+    table = make_visa(tmp_path) / "split_csv" / "1cls.csv"
+    table.unlink()
+    os.mkfifo(table)
+    with pytest.raises(DataError, match="is a pipe"):
+        read_dataset(tmp_path)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the magnetic tile images are not on this machine")

@@ -15,7 +15,7 @@ from cdo_ad.evaluation.evaluate import evaluate
 from cdo_ad.inference.detector import Detector, load, resize_map
 from cdo_ad.inference.engines.base import Output
 from cdo_ad.inference.overlay import heat, map16, overlay, side_by_side
-from cdo_ad.inference.predict import Failure, expand, predict_files
+from cdo_ad.inference.predict import Failure, predict_files
 from cdo_ad.inference.regions import find_regions
 from cdo_ad.types import Prediction, Sample
 from fakes import make_mvtec, write
@@ -176,19 +176,6 @@ def test_files_of_one_name_do_not_overwrite_each_other(bright, tmp_path) -> None
     write(tmp_path / "two" / "a.png", gray(10))
     results = list(predict_files(bright, [tmp_path / "one", tmp_path / "two"], tmp_path / "out"))
     assert len(results) == len(list((tmp_path / "out").rglob("*_overlay.png"))) == 3
-
-
-def test_arguments_are_files_folders_and_globs(bright, tmp_path) -> None:
-    for name in ("a.png", "b.PNG", "sub/c.png"):
-        write(tmp_path / name, gray(1))
-    assert [n.as_posix() for _, n in expand([tmp_path])] == ["a.png", "b.PNG", "sub/c.png"]
-    assert [n.name for _, n in expand([f"{tmp_path}/**/*.png"])] == ["a.png", "c.png"]
-    assert len(expand([tmp_path / "a.png", tmp_path])) == 3
-    for nothing in (tmp_path / "none.png", f"{tmp_path}/*.gif"):
-        (failure,) = expand([nothing])
-        assert isinstance(failure, Failure) and "no image there" in failure.error
-    with pytest.raises(DataError, match="no image there"):
-        next(predict_files(bright, [tmp_path / "none.png"]))
 
 
 def test_reading_ahead_keeps_the_order(tmp_path) -> None:

@@ -19,7 +19,7 @@ import fakes
 import runs
 from cdo_ad.bundle import Bundle
 from cdo_ad.calibration import Calibration
-from cdo_ad.data.decode import write_png16
+from cdo_ad.data.marks import write_png as write_png16
 from cdo_ad.deploy import export as exporting
 from cdo_ad.deploy.export import export, verify
 from cdo_ad.deploy.graph import with_fixed_padding

@@ -76,7 +76,7 @@ def test_one_model_for_several_products(tmp_path) -> None:
         make_mvtec(data / name, train=count, good=2, defective=1)
     with pytest.raises(ConfigError, match=r"takes all products .* leave the category 'plate' out"):
         training.train(data, tmp_path / "run", TINY, category="plate", unified=True, device="cpu")
-    with pytest.raises(DataError, match="holds one product only"):
+    with pytest.raises(DataError, match="holds one category only"):
         training.train(data / "plate", tmp_path / "run", TINY, unified=True, device="cpu")
     bundle = training.train(data, tmp_path / "run", TINY.replace(epochs=1), unified=True, device="cpu")
     about = bundle.provenance["data"]

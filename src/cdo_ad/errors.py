@@ -41,7 +41,11 @@ __all__ = [
 
 
 class CdoError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package; whatever a file name holds, the message is one printable line."""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message; line ends, control characters and undecodable bytes in it are written as escapes."""
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class DataError(CdoError):

@@ -67,7 +67,8 @@ def finite(value: Any) -> Any:
 
 def relative_name(path: Path, root: Path) -> str:
     """A file's name inside a folder, with forward slashes; for a file elsewhere, its path as it is."""
-    for file, folder in ((path, root), (path.resolve(), root.resolve())):
+    real = (Path(os.path.realpath(path)), Path(os.path.realpath(root)))  # Path.resolve raises for links in a circle
+    for file, folder in ((path, root), real):
         if file.is_relative_to(folder):
             return file.relative_to(folder).as_posix()
     return path.as_posix()

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, before any training."""
+"""What is wrong with a data set, before any training: the verb `check`, see `cdo_ad.audit.check`."""

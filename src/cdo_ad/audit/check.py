@@ -1,9 +1,7 @@
 """What is wrong with a data set, before any training: every finding at once, each with its remedy.
 
-- An `error` makes a training or its figures wrong, or stops it; a `warning` may; a `note` is worth knowing.
-- Near duplicates: two perceptual hashes (256 bits) that differ in unusually few bits for two images of this
-  data set. They are blind to exposure, so they find the same part under another light.
-- Held-out calibration images are drawn exactly as a training with the same settings draws them.
+- An `error` makes a training or its metrics wrong, or stops it; a `warning` may; a `note` is worth knowing.
+- Near copies: images that show the same part again, see `cdo_ad.data.copies`.
 """
 
 from __future__ import annotations
@@ -13,12 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from cdo_ad.audit.findings import LEVELS, CheckReport, Finding
-from cdo_ad.audit.listing import list_leniently
-from cdo_ad.audit.rules import Rules
-from cdo_ad.audit.statistics import Facts, gather
+from cdo_ad.audit.amount import enough_good_images
+from cdo_ad.audit.copies import find_copies
+from cdo_ad.audit.files import noticed, partners, unreadable
+from cdo_ad.audit.findings import CheckReport, Finding
+from cdo_ad.audit.listing import LenientListing, list_leniently
+from cdo_ad.audit.rules import RULES, mislabelled
+from cdo_ad.audit.statistics import Gathered, gather
+from cdo_ad.audit.subject import Subject
 from cdo_ad.config import Config
-from cdo_ad.data.readers.layout import list_categories, read_dataset
+from cdo_ad.data.depth import Bits
+from cdo_ad.data.readers.layout import list_categories, read_with_notices
+from cdo_ad.data.readers.notices import Notice, notices
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.progress import progress_bar
 from cdo_ad.types import Sample
@@ -39,41 +43,68 @@ def check(
 
     Args:
         data: the data set's folder.
-        config: the settings of the training that is planned: input size, false-alarm rate, held-out share and
-            minimum, seed; default: those of `run`, else the recipe `lite0`.
+        config: the settings of the training that is planned: input size, false-alarm rate, how it calibrates, bits of
+            a sample, seed; default: those of `run`, else the recipe `lite0`.
         layout: see `cdo_ad.data.read_dataset`.
-        category: the product; None checks all.
+        category: which one; None checks all.
         run: a run folder whose detector judges the good images, to find mislabelled ones.
         device: for that detector.
 
     Raises:
         ConfigError: for an unknown layout.
-        DataError: if the folder is missing or holds no image.
+        DataError: if the folder is missing, unreadable, or holds no image.
         BundleError: if `run` is no complete run folder.
         MissingExtraError: if the extra `check` is not installed.
     """
     root = Path(data)
     config = _config(run) if config is None else config
-    report = CheckReport()
-    for name in _categories(root, layout, category):
-        rules = Rules(root, config, report, name or "")
-        samples = _samples(rules, layout, name)
-        facts, images, masks = _gather(samples, config, name)
-        rules.unreadable(images, masks)
-        readable = [sample for sample in samples if sample.path in facts]
-        rules.judge(readable, facts)
-        if run is not None:
-            rules.mislabelled(_good_scores(Path(run), readable, device))
-    report.findings.sort(key=lambda finding: LEVELS.index(finding.level))
-    return report
+    names = _categories(root, layout, category)
+    return CheckReport.joined([_check_category(root, config, layout, name, run, device) for name in names])
 
 
-def _gather(
-    samples: Sequence[Sample], config: Config, category: str | None
-) -> tuple[dict[Path, Facts], dict[Path, str], dict[Path, str]]:
+def _check_category(
+    root: Path, config: Config, layout: str, category: str | None, run: Path | str | None, device: str
+) -> CheckReport:
+    listed, told, refusal = _listed(root, layout, category)
+    gathered = _gather(listed.samples, config, category)
+    samples = tuple(sample for sample in listed.samples if sample.path in gathered.facts)
+    subject = Subject(root, category or "", config.image_size, samples, gathered.facts)
+    copies = find_copies(subject)
+    findings = [
+        *([] if refusal is None else [subject.finding("layout", "error", refusal)]),
+        *partners(subject, listed),
+        *noticed(subject, told),
+        *unreadable(subject, gathered),
+        *enough_good_images(subject, copies.group_of, config),
+        *(finding for rule in RULES for finding in rule(subject)),
+        *copies.findings,
+    ]
+    if run is not None:
+        findings += mislabelled(subject, _good_scores(Path(run), samples, device))
+    return CheckReport(tuple(findings), subject.counts(), copies.near, {subject.category: copies.sentence})
+
+
+def _listed(root: Path, layout: str, category: str | None) -> tuple[LenientListing, list[Notice], str | None]:
+    """As a training reads the samples; where its reader refuses, all that can be listed, and why it refuses."""
+    try:
+        samples, told = read_with_notices(root, layout, category)
+    except ConfigError:
+        raise
+    except DataError as error:
+        listing = list_leniently(root, category)
+        if not listing.samples:
+            raise
+        told = notices(root, category, listing.samples, labels_from_folders=True)
+        known = [notice for notice in told if notice.kind != "unused"]
+        return listing, known, f"the data set cannot be read as it is: {error}"
+    return LenientListing(samples, [], [], [], []), told, None
+
+
+def _gather(samples: Sequence[Sample], config: Config, category: str | None) -> Gathered:
+    bits: Bits = getattr(config, "sample_bits", "auto")
     with progress_bar() as bar:
         task = bar.add_task(f"checking {category or 'images'}", total=len(samples), note="")
-        return gather(samples, config.image_size, lambda: bar.update(task, advance=1))
+        return gather(samples, config.image_size, bits, lambda: bar.update(task, advance=1))
 
 
 def _config(run: Path | str | None) -> Config:
@@ -94,24 +125,9 @@ def _categories(root: Path, layout: str, category: str | None) -> Sequence[str |
     except ConfigError:
         raise
     except DataError:
-        if not root.is_dir() or not list_leniently(root).samples:
+        if not list_leniently(root).samples:
             raise
         return [None]
-
-
-def _samples(rules: Rules, layout: str, category: str | None) -> list[Sample]:
-    """As a training reads them; where its reader refuses, all that can be listed, and why it refuses."""
-    try:
-        return read_dataset(rules.root, layout, category)
-    except ConfigError:
-        raise
-    except DataError as error:
-        listing = list_leniently(rules.root, category)
-        if not listing.samples:
-            raise
-        rules.add("layout", "error", f"the data set cannot be read as it is: {error}")
-        rules.partners(listing)
-        return listing.samples
 
 
 def _good_scores(run: Path, samples: Sequence[Sample], device: str) -> dict[Path, float]:

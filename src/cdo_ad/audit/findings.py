@@ -1,20 +1,19 @@
-"""What `cdo_ad.audit.check` says: findings by level, counts and near duplicates."""
+"""What `cdo_ad.audit.check` says: findings by level, counts and near copies."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from cdo_ad.data.near_copies import HASH_BITS
-
-__all__ = ["LEVELS", "CheckReport", "Finding", "Level"]
+__all__ = ["LEVELS", "PARTS", "CheckReport", "Finding", "Level"]
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
-PARTS = ("fit", "calibration", "test_good", "test_defect")
+PARTS = ("train", "test_good", "test_defect")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is wrong or worth knowing."""
 
@@ -37,17 +36,29 @@ class Finding:
         }
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class CheckReport:
-    """All findings, the worst first."""
+    """What was found in a data set, or in one of its categories."""
 
-    findings: list[Finding] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    """Images by `fit`, `calibration`, `test_good`, `test_defect`."""
-    near: list[tuple[str, str, int]] = field(default_factory=list)
-    """Near duplicates: two files and the bits in which their hashes differ."""
-    limits: dict[str, int] = field(default_factory=dict)
-    """By category, the bits up to which images counted as near."""
+    findings: tuple[Finding, ...]
+    """The worst first."""
+    counts: Mapping[str, int]
+    """Images by `PARTS`."""
+    near: tuple[tuple[str, str, float], ...]
+    """Near copies: two files that show the same part, and their likeness, 0..1; equal images are not among them."""
+    groups: Mapping[str, str]
+    """By category, what near copies there are, in one line."""
+
+    @classmethod
+    def joined(cls, reports: Sequence[CheckReport]) -> CheckReport:
+        """The report of a data set from those of its categories."""
+        findings = [finding for report in reports for finding in report.findings]
+        return cls(
+            findings=tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level))),
+            counts={part: sum(report.counts[part] for report in reports) for part in PARTS},
+            near=tuple(pair for report in reports for pair in report.near),
+            groups={category: text for report in reports for category, text in report.groups.items()},
+        )
 
     @property
     def ok(self) -> bool:
@@ -58,11 +69,10 @@ class CheckReport:
         """A plain dictionary."""
         return {
             "ok": self.ok,
-            "n": self.counts,
+            "n": dict(self.counts),
             "findings": [finding.to_json() for finding in self.findings],
-            "near_duplicates": {
-                "bits": HASH_BITS,
-                "limits": self.limits,
-                "pairs": [{"a": a, "b": b, "distance": distance} for a, b, distance in self.near],
+            "near_copies": {
+                "groups": dict(self.groups),
+                "pairs": [{"a": a, "b": b, "likeness": likeness} for a, b, likeness in self.near],
             },
         }

@@ -1,24 +1,21 @@
-"""The rules of `cdo_ad.audit.check`: from what is known of the files to findings, a function of one product's images."""
+"""The rules about the images and masks of a category: pure functions from what is known to findings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cdo_ad.audit.alike import find_alike
-from cdo_ad.audit.findings import CheckReport, Finding, Level
-from cdo_ad.audit.listing import Listing
+from cdo_ad.audit.findings import Finding
 from cdo_ad.audit.statistics import Facts
-from cdo_ad.calibration import images_needed
-from cdo_ad.config import Config
-from cdo_ad.data.split import split_good
-from cdo_ad.errors import DataError
-from cdo_ad.files import relative_name
-from cdo_ad.types import GOOD, Sample
+from cdo_ad.audit.subject import Subject, images
+from cdo_ad.data.depth import LOW_BITS, low_bits, significant_bits
+from cdo_ad.data.kinds import TrainedKinds
+from cdo_ad.data.reading import SMALLEST_SIDE
+from cdo_ad.types import GOOD
 
-__all__ = ["Rules"]
+__all__ = ["RULES", "mislabelled"]
 
 MULTIPLE = 32
 """Input sizes are proposed as multiples of this: the deepest level's stride times two."""
@@ -26,256 +23,176 @@ OUTLIER = 5.0
 """A value this many robust standard deviations (1.4826 median deviations) from the median is unusual."""
 LEAST_FACTOR = 1.5
 """... if it is also this many times larger or smaller than the median."""
-LOW_BITS = 64
-"""A 16-bit file whose upper bytes are all below this uses at most 14 bits, the lower ones."""
+STRETCH = 1.25
+"""Shapes (width / height) that differ by more than this factor are stretched differently by the resize."""
+LEAST_SCORES = 10
+"""Fewer good images have no usual score."""
 
 
-class Rules:
-    """The findings of one product, added to a report."""
-
-    def __init__(self, root: Path, config: Config, report: CheckReport, category: str) -> None:
-        """Begin; `category` is put before every sentence where it is not empty."""
-        self.root, self.config, self.report = root, config, report
-        self.prefix = f"{category}: " if category else ""
-        self.category = category
-        self.split_of: dict[Path, str] = {}
-        self.type_of: dict[Path, str] = {}
-        self.limit: int | None = None
-
-    def add(self, kind: str, level: Level, text: str, files: Iterable[str | Path] = ()) -> None:
-        """Note a finding."""
-        names = tuple(name if isinstance(name, str) else self.name(name) for name in files)
-        self.report.findings.append(Finding(kind, level, self.prefix + text, names))
-
-    def name(self, path: Path) -> str:
-        """The path relative to the data set."""
-        return relative_name(path, self.root)
-
-    def judge(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-        """Every rule on the images that can be read."""
-        self._split(samples, facts)
-        self._masks(samples, facts)
-        find_alike(self, samples, facts)
-        self._kinds(samples, facts)
-        self._light(samples, facts)
-
-    def unreadable(self, images: dict[Path, str], masks: dict[Path, str]) -> None:
-        """Files that cannot be decoded, with the decoder's own words."""
-        if images:
-            first = next(iter(images.values()))
-            self.add("unreadable", "error", f"{_images(len(images))} cannot be read; the first: {first}", images)
-        if masks:
-            first = next(iter(masks.values()))
-            self.add("unreadable-mask", "error", f"{len(masks)} mask(s) cannot be read; the first: {first}", masks)
-
-    def partners(self, listing: Listing) -> None:
-        """What a data set that its reader refuses lacks."""
-        if files := listing.orphan_masks:
-            self.add("orphan-mask", "error", f"{len(files)} mask(s) without an image: add it or remove the mask", files)
-        if files := listing.orphan_images:
-            self.add(
-                "orphan-image",
-                "error",
-                f"{_images(len(files))} of a defect without a mask where others of "
-                "its type have one: add it, or remove all masks of that type",
-                files,
-            )
-        if files := listing.unlabelled:
-            self.add(
-                "unlabelled",
-                "error",
-                f"{_images(len(files))} outside the folders of the types: move each to the folder of its type",
-                files,
-            )
-        if files := listing.trained_defects:
-            self.add(
-                "defect-in-training",
-                "error",
-                f"{_images(len(files))} in a training folder that is not good: "
-                "only good images are trained on; move them to the test folder",
-                files,
-            )
-
-    def _split(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-        """Fit, calibration and test as a training would have them, and whether there are enough good images."""
-        config = self.config
-        good = [sample for sample in samples if sample.split != "test"]
-        hashes = (
-            {sample.path: facts[sample.path].perceptual for sample in good} if config.keep_copies_together else None
+def masks(subject: Subject) -> Iterator[Finding]:
+    """Masks of another size than their image, empty ones, and defects smaller than a pixel of the networks' input."""
+    wrong, empty, tiny, need = [], [], [], 0.0
+    height, width = subject.image_size
+    for path, fact in subject.facts.items():
+        if fact.mask is None:
+            continue
+        if (fact.mask.height, fact.mask.width) != (fact.kind.height, fact.kind.width):
+            wrong.append(path)
+        elif not fact.mask.largest_region:
+            empty.append(path)
+        else:
+            scale = fact.kind.height / height * fact.kind.width / width
+            share = fact.mask.largest_region / scale  # pixels of the networks' input that the defect covers
+            if share < 1:
+                tiny.append(path)
+                need = max(need, share**-0.5)
+    if wrong:
+        text = f"{images(len(wrong))} whose mask has another size: export masks at the image's own size"
+        yield subject.finding("mask-size", "error", text, wrong)
+    if empty:
+        text = (
+            f"{images(len(empty))} of a defect whose mask is empty: pixel metrics would count the defect as good; draw "
+            "the mask, or move good images to good/"
         )
-        try:
-            if config.few and any(sample.split == "train" for sample in good):  # holds none out
-                fit, held_out = [sample for sample in good if sample.split == "train"], []
-            else:
-                parted = split_good(good, config.calibration_share, config.calibration_minimum, config.seed, hashes)
-                fit, held_out, self.limit = parted.fit, parted.calibration, parted.limit
-        except DataError as error:
-            self.add("too-few-good", "error", str(error))
-            fit, held_out = good, []
-        for split, part in (("fit", fit), ("calibration", held_out)):
-            self.split_of.update({sample.path: split for sample in part})
-            self.report.counts[split] += len(part)
-        self.type_of = {sample.path: sample.defect_type for sample in samples}
-        test = [sample for sample in samples if sample.split == "test"]
-        self.split_of.update({sample.path: "test" for sample in test})
-        self.report.counts["test_good"] += sum(not sample.anomalous for sample in test)
-        self.report.counts["test_defect"] += sum(sample.anomalous for sample in test)
-        needed = images_needed(config.false_alarm_rate)
-        if held_out and len(held_out) < needed:
-            self.add(
-                "too-few-good",
-                "error",
-                f"a false-alarm rate of {config.false_alarm_rate:g} needs {needed} good "
-                f"calibration images, {len(held_out)} would be held out of {len(good)}: add good images, or "
-                f"ask for a rate of {1 / (len(held_out) + 1):.3f} or more, or train with  --few  and without a promise",
-            )
-        elif good and len(fit) < 50:
-            promise = ", and the threshold promises no false-alarm rate" if config.few else ""
-            self.add(
-                "few-good",
-                "note",
-                f"{len(fit)} good images would be trained on{promise}: 50 or more make a useful model",
-            )
+        yield subject.finding("mask-empty", "warning", text, empty)
+    if tiny:
+        high, wide = (int(-(-side * need // MULTIPLE) * MULTIPLE) for side in subject.image_size)
+        text = (
+            f"{images(len(tiny))} whose defect is smaller than a pixel at {height} x {width} and may not be seen: "
+            f"--set image_height={high} --set image_width={wide} keeps them all"
+        )
+        yield subject.finding("tiny-defect", "warning", text, tiny)
 
-    def _masks(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-        wrong, empty, tiny, need = [], [], [], 0.0
-        for sample in samples:
-            fact = facts[sample.path]
-            if fact.mask is None:
-                continue
-            if (fact.mask.height, fact.mask.width) != (fact.height, fact.width):
-                wrong.append(sample.path)
-            elif not fact.mask.largest_region:
-                empty.append(sample.path)
-            else:
-                scale = fact.height / self.config.image_height * fact.width / self.config.image_width
-                share = fact.mask.largest_region / scale  # pixels of the training image that the defect covers
-                if share < 1:
-                    tiny.append(sample.path)
-                    need = max(need, share**-0.5)
-        if wrong:
-            self.add(
-                "mask-size",
-                "error",
-                f"{_images(len(wrong))} whose mask has another size: export masks at the image's own size",
-                wrong,
-            )
-        if empty:
-            self.add(
-                "mask-empty",
-                "warning",
-                f"{_images(len(empty))} of a defect whose mask is empty: pixel figures "
-                "would count the defect as good; draw the mask, or move good images to good/",
-                empty,
-            )
-        if tiny:
-            height, width = (int(-(-side * need // MULTIPLE) * MULTIPLE) for side in self.config.image_size)
-            self.add(
-                "tiny-defect",
-                "warning",
-                f"{_images(len(tiny))} whose defect is smaller than a pixel at "
-                f"{self.config.image_height} x {self.config.image_width} and may not be seen: "
-                f"--set image_height={height} --set image_width={width} keeps them all",
-                tiny,
-            )
 
-    def _kinds(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-        """Sizes, shapes, depths and colours that are mixed."""
-        if not samples:
-            return
-        fit = [s.path for s in samples if s.split != "test"] or [s.path for s in samples]
-        sizes = {(facts[s.path].height, facts[s.path].width) for s in samples}
-        if len(sizes) > 1:
-            low, high = min(sizes, key=np.prod), max(sizes, key=np.prod)
-            self.add(
-                "mixed-sizes",
-                "note",
-                f"images of {len(sizes)} sizes, {low[1]} x {low[0]} to {high[1]} x {high[0]} "
-                "(width x height): all are brought to one size, so their scale differs",
-            )
-        shape = float(np.median([np.log(facts[path].width / facts[path].height) for path in fit]))
-        stretched = [
-            s.path for s in samples if abs(np.log(facts[s.path].width / facts[s.path].height) - shape) > np.log(1.25)
-        ]
-        if stretched:
-            self.add(
-                "mixed-shapes",
-                "warning",
-                f"{len(stretched)} of {len(samples)} images are more than 1.25 times wider or narrower in shape than "
-                "the middle one of those to train on: resizing stretches them differently; crop all alike",
-                stretched,
-            )
-        for kind, word, value in (
-            ("mixed-depths", "bits a sample", lambda fact: fact.bits),
-            ("mixed-colours", "colour or gray", lambda fact: "colour" if fact.colour else "gray"),
-        ):
-            values = [value(facts[s.path]) for s in samples]
-            usual = max(set(values), key=lambda v: (values.count(v), str(v)))
-            odd = [s.path for s, v in zip(samples, values, strict=True) if v != usual]
-            if odd:
-                self.add(
-                    kind,
-                    "warning",
-                    f"{_images(len(odd))} of another kind ({word}) than the usual {usual}: "
-                    "a model may learn the kind instead of the defect; take all alike",
-                    odd,
-                )
+def sizes(subject: Subject) -> Iterator[Finding]:
+    """Images that are too small, of several sizes, or of another shape than the most."""
+    kinds = {path: fact.kind for path, fact in subject.facts.items()}
+    small = [path for path, kind in kinds.items() if min(kind.height, kind.width) < SMALLEST_SIDE]
+    if small:
+        text = (
+            f"{images(len(small))} with a side under {SMALLEST_SIDE} pixels, which no model is trained on: "
+            "take them out of the folder"
+        )
+        yield subject.finding("too-small", "error", text, small)
+    found = {(kind.height, kind.width) for kind in kinds.values()}
+    if len(found) > 1:
+        low, high = min(found, key=np.prod), max(found, key=np.prod)
+        text = (
+            f"images of {len(found)} sizes, {low[1]} x {low[0]} to {high[1]} x {high[0]} (width x height): "
+            "all are brought to one size, so their scale differs"
+        )
+        yield subject.finding("mixed-sizes", "note", text)
+    shapes = {path: float(np.log(kind.width / kind.height)) for path, kind in kinds.items()}
+    middle = float(np.median([shapes[path] for path in subject.to_train_on or subject.paths])) if shapes else 0.0
+    odd = [path for path, shape in shapes.items() if abs(shape - middle) > np.log(STRETCH)]
+    if odd:
+        text = (
+            f"{len(odd)} of {images(len(shapes))} are more than {STRETCH} times wider or narrower in shape than the "
+            "middle one of those to train on: resizing stretches them differently; crop all alike"
+        )
+        yield subject.finding("mixed-shapes", "warning", text, odd)
 
-    def _light(self, samples: Sequence[Sample], facts: dict[Path, Facts]) -> None:
-        paths = [sample.path for sample in samples]
-        low = {
-            path: 8 + int(np.ceil(np.log2(facts[path].largest + 1)))
-            for path in paths
-            if facts[path].bits > 8 and facts[path].largest < LOW_BITS
-        }
-        if low:
-            bits = max(low.values())
-            self.add(
-                "low-bits",
-                "error",
-                f"{_images(len(low))} of 16 bits use the lower {bits} only and decode nearly "
-                f"black: shift them up by {16 - bits} bits (multiply by {2 ** (16 - bits)})",
-                low,
-            )
-        rest = [p for p in paths if p not in low]
-        light = _deviations({p: facts[p].mean for p in rest})
-        sharp = _deviations({p: facts[p].sharpness for p in rest})
-        dark = [p for p in rest if facts[p].dark > 0.95 or light[p] < -OUTLIER]
-        bright = [p for p in rest if facts[p].bright > 0.95 or light[p] > OUTLIER]
-        blurred = [p for p in rest if sharp[p] < -OUTLIER]
-        for kind, files, text in (
-            ("under-exposed", dark, "far darker than the others or nearly black"),
-            ("over-exposed", bright, "far brighter than the others or nearly white"),
-            ("blurred", blurred, "far less sharp than the others"),
-        ):
-            if files:
-                good = [p for p in files if self.type_of[p] == GOOD]
-                self.add(
-                    kind,
-                    "warning" if good else "note",
-                    f"{_images(len(files))} {text}: look at them, and take out those that production would not give",
-                    files,
-                )
 
-    def mislabelled(self, scores: dict[Path, float]) -> None:
-        """Good images whose image score lies far above that of the others."""
-        if len(scores) < 10:
-            return
-        values = np.array(list(scores.values()))
-        median = float(np.median(values))
-        spread = 1.4826 * float(np.median(np.abs(values - median))) or 1e-12
-        odd = sorted((p for p in scores if scores[p] > median + OUTLIER * spread), key=lambda p: -scores[p])
+def file_kinds(subject: Subject) -> Iterator[Finding]:
+    """Depths, colours and compressions that are mixed."""
+    for kind, word, value in (
+        ("mixed-depths", "bits a sample", lambda fact: fact.kind.bits),
+        ("mixed-colours", "colour or gray", lambda fact: "colour" if fact.kind.colour else "gray"),
+    ):
+        odd, usual = _minority(subject, value)
         if odd:
-            self.add(
-                "mislabelled",
-                "warning",
-                f"{_images(len(odd))} labelled good score far above the other good ones: "
-                "look whether they show a defect",
-                odd,
+            text = (
+                f"{images(len(odd))} of another kind ({word}) than the usual {usual}: "
+                "a model may learn the kind instead of the defect; take all alike"
             )
+            yield subject.finding(kind, "warning", text, odd)
+    if not subject.facts:
+        return
+    trained = TrainedKinds.of(subject.facts[path].kind for path in subject.to_train_on or subject.paths)
+    differences = {
+        path: difference
+        for path in subject.paths
+        if (difference := trained.compression_difference(subject.facts[path].kind)) is not None
+    }
+    if differences:
+        first = next(iter(differences.values()))
+        text = (
+            f"{images(len(differences))} of another compression than those to train on, the first {first}: "
+            "what it changes in an image is taken for a defect; record all alike"
+        )
+        yield subject.finding("other-compression", "warning", text, differences)
 
 
-def _deviations(values: dict[Path, float]) -> dict[Path, float]:
+def low_samples(subject: Subject) -> Iterator[Finding]:
+    """Files of 16 bits that use the lower ones only."""
+    if low := _low(subject):
+        used = significant_bits(np.array([subject.facts[path].largest], np.uint8) for path in low)
+        yield subject.finding("low-bits", "error", low_bits(used, len(low)) or "", low)
+
+
+def light(subject: Subject) -> Iterator[Finding]:
+    """Images that are far darker, brighter or less sharp than the others."""
+    low = set(_low(subject))
+    rest = {path: fact for path, fact in subject.facts.items() if path not in low}
+    brightness = _deviations({path: fact.mean for path, fact in rest.items()})
+    sharp = _deviations({path: fact.sharpness for path, fact in rest.items()})
+    dark = [path for path, fact in rest.items() if fact.dark > 0.95 or brightness[path] < -OUTLIER]
+    bright = [path for path, fact in rest.items() if fact.bright > 0.95 or brightness[path] > OUTLIER]
+    blurred = [path for path in rest if sharp[path] < -OUTLIER]
+    defect_of = subject.defect_of
+    for kind, files, what in (
+        ("under-exposed", dark, "far darker than the others or nearly black"),
+        ("over-exposed", bright, "far brighter than the others or nearly white"),
+        ("blurred", blurred, "far less sharp than the others"),
+    ):
+        if files:
+            text = f"{images(len(files))} {what}: look at them, and take out those that production would not give"
+            any_good = any(defect_of[path] == GOOD for path in files)
+            yield subject.finding(kind, "warning" if any_good else "note", text, files)
+
+
+RULES: tuple[Callable[[Subject], Iterator[Finding]], ...] = (masks, sizes, file_kinds, low_samples, light)
+"""All rules of this module but `mislabelled`."""
+
+
+def mislabelled(subject: Subject, scores: Mapping[Path, float]) -> Iterator[Finding]:
+    """Good images whose score lies far above that of the others.
+
+    Args:
+        subject: the category.
+        scores: of a detector, by good image.
+    """
+    if len(scores) < LEAST_SCORES:
+        return
+    values = np.array(list(scores.values()))
+    median = float(np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(values - median))) or 1e-12
+    odd = sorted((path for path in scores if scores[path] > median + OUTLIER * spread), key=lambda path: -scores[path])
+    if odd:
+        text = f"{images(len(odd))} labelled good score far above the other good ones: look whether they show a defect"
+        yield subject.finding("mislabelled", "warning", text, odd)
+
+
+def _low(subject: Subject) -> list[Path]:
+    """Files of 16 bits whose largest value needs no more than `LOW_BITS`."""
+    return [
+        path
+        for path, fact in subject.facts.items()
+        if fact.kind.bits == 16 and fact.largest.bit_length() + 8 <= LOW_BITS
+    ]
+
+
+def _minority(subject: Subject, value: Callable[[Facts], object]) -> tuple[list[Path], object]:
+    """The images whose value is not the most frequent one, and that one."""
+    values: dict[Path, object] = {path: value(subject.facts[path]) for path in subject.paths}
+    if not values:
+        return [], None
+    counted: Sequence[object] = list(values.values())
+    usual = max(set(counted), key=lambda one: (counted.count(one), str(one)))
+    return [path for path, found in values.items() if found != usual], usual
+
+
+def _deviations(values: Mapping[Path, float]) -> dict[Path, float]:
     """Of each positive value, the robust standard deviations of its logarithm from the median; 0 near it."""
     if not values:
         return {}
@@ -284,7 +201,3 @@ def _deviations(values: dict[Path, float]) -> dict[Path, float]:
     spread = max(1.4826 * float(np.median(np.abs(away))), 1e-3)
     scaled = np.where(np.abs(away) > np.log(LEAST_FACTOR), away / spread, 0.0)
     return dict(zip(values, scaled.tolist(), strict=True))
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"

@@ -1,7 +1,7 @@
-"""What one decode tells of an image and its mask: the facts that `cdo_ad.audit.check` judges.
+"""What one decode tells of an image and its mask: the facts that the rules judge.
 
-A JPEG is decoded at a fraction of its size, never below the training size: brightness, sharpness and the perceptual
-hash are those of means over small blocks of pixels. That is three times as fast, and facts are read for outliers only.
+A JPEG is decoded at a fraction of its size, never below the training size: brightness and sharpness are those of means
+over small blocks of pixels. That is three times as fast, and facts are read for outliers only.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cdo_ad.data.decode import decode_reduced, read_bytes, read_image, read_mask
-from cdo_ad.data.near_copies import LOOK, perceptual_hash
-from cdo_ad.errors import DataError, ImageError, needs_extra
+from cdo_ad.data.decode import decode_reduced, read_image
+from cdo_ad.data.depth import Bits
+from cdo_ad.data.files import read_bytes
+from cdo_ad.data.kinds import ImageKind, kind_of
+from cdo_ad.data.masks import read_mask
+from cdo_ad.errors import ImageError
 from cdo_ad.provenance import processors
 from cdo_ad.types import Sample
 
-__all__ = ["Facts", "MaskFacts", "gather", "pixels_digest"]
+__all__ = ["Facts", "Gathered", "MaskFacts", "gather", "pixels_digest"]
 
 DARK, BRIGHT = 5, 250
-_TIFF_BITS = 258
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,8 @@ class MaskFacts:
 class Facts:
     """Of one image that could be decoded."""
 
-    height: int
-    width: int
-    bits: int
-    """Bits of a sample in the file: 8 or 16, or what a TIFF says."""
-    colour: bool
-    """False where the three channels are equal everywhere."""
-    perceptual: npt.NDArray[np.bool_]
-    """(256,) perceptual hash (DCT signs against the median): nearly blind to exposure, contrast and size."""
+    kind: ImageKind
+    """Of its file; `colour` is False where the three channels are equal everywhere."""
     mean: float
     """Mean gray, 0..255."""
     largest: int
@@ -61,85 +57,50 @@ class Facts:
     """Share of pixels with gray >= 250."""
     sharpness: float
     """Energy of the Laplacian over the variance, at the training size; low in a blurred image."""
-    mask: MaskFacts | None = None
+    mask: MaskFacts | None
+    """None where there is no mask, or one that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """What the files of a category told."""
+
+    facts: dict[Path, Facts]
+    """By image."""
+    unreadable: dict[Path, str]
+    """By image that cannot be read, the decoder's error."""
+    unreadable_masks: dict[Path, str]
+    """By mask that cannot be read, the decoder's error."""
 
 
 def gather(
-    samples: Sequence[Sample], size: tuple[int, int], advance: Callable[[], None] = lambda: None
-) -> tuple[dict[Path, Facts], dict[Path, str], dict[Path, str]]:
+    samples: Sequence[Sample], size: tuple[int, int], bits: Bits = "auto", advance: Callable[[], None] = lambda: None
+) -> Gathered:
     """Decode every image and mask once, in as many threads as there are processors.
 
     Args:
         samples: the images.
         size: (h, w) of the training images.
+        bits: significant bits of 16-bit files.
         advance: called once for each image that is done.
-
-    Returns:
-        Facts by image; the error by image that cannot be read; the error by mask that cannot be read.
-
-    Raises:
-        MissingExtraError: if `imagehash` is not installed.
     """
-    with needs_extra("check", "finding near duplicates"):
-        import imagehash  # noqa: F401
-    facts: dict[Path, Facts] = {}
-    broken: dict[Path, str] = {}
-    broken_masks: dict[Path, str] = {}
+    found = Gathered({}, {}, {})
 
-    def look(sample: Sample) -> tuple[Sample, Facts | str, MaskFacts | str | None]:
-        return sample, _image(sample.path, size), _mask(sample)
+    def look(sample: Sample) -> tuple[Facts | ImageError, ImageError | None]:
+        mask = _mask(sample.mask_path) if sample.mask_path is not None else None
+        problem = mask if isinstance(mask, ImageError) else None
+        return _image(sample.path, size, bits, mask if isinstance(mask, MaskFacts) else None), problem
 
     with ThreadPoolExecutor(processors()) as pool:
-        for sample, found, mask in pool.map(look, samples):
+        for sample, (facts, problem) in zip(samples, pool.map(look, samples), strict=True):
             advance()
-            if isinstance(mask, str) and sample.mask_path is not None:
-                broken_masks[sample.mask_path] = mask
-                mask = None
-            if isinstance(found, str):
-                broken[sample.path] = found
-                continue
-            if isinstance(mask, MaskFacts):
-                object.__setattr__(found, "mask", mask)
-            facts[sample.path] = found
-    return facts, broken, broken_masks
-
-
-def _mask(sample: Sample) -> MaskFacts | str | None:
-    if sample.mask_path is None:
-        return None
-    try:
-        mask = read_mask(sample.mask_path)
-    except DataError as error:
-        return str(error)
-    largest = 0
-    if mask.any():
-        labels = cc3d.connected_components(mask, connectivity=8, binary_image=True)
-        largest = int(np.bincount(labels[labels > 0]).max())
-    return MaskFacts(mask.shape[0], mask.shape[1], largest)
-
-
-def _image(path: Path, size: tuple[int, int]) -> Facts | str:
-    try:
-        data = read_bytes(path)
-        image, (height, width) = decode_reduced(data, str(path), max(LOOK, *size))
-    except ImageError as error:
-        return str(error)
-    gray = Image.fromarray(image).convert("L")
-    histogram = np.array(gray.histogram())
-    total = image.shape[0] * image.shape[1]
-    small = np.asarray(gray.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
-    return Facts(
-        height=height,
-        width=width,
-        bits=_bits(data),
-        colour=_coloured(image),
-        perceptual=perceptual_hash(gray),
-        mean=float(histogram @ np.arange(256) / total),
-        largest=int(image.max()),
-        dark=float(histogram[: DARK + 1].sum() / total),
-        bright=float(histogram[BRIGHT:].sum() / total),
-        sharpness=_sharpness(small),
-    )
+            if problem is not None and sample.mask_path is not None:
+                found.unreadable_masks[sample.mask_path] = str(problem)
+            if isinstance(facts, ImageError):
+                found.unreadable[sample.path] = str(facts)
+            else:
+                found.facts[sample.path] = facts
+    return found
 
 
 def pixels_digest(path: Path) -> bytes:
@@ -152,9 +113,38 @@ def pixels_digest(path: Path) -> bytes:
     return hashlib.sha256(image.data).digest() + repr(image.shape).encode()
 
 
-def _coloured(image: npt.NDArray[np.uint8]) -> bool:
-    """False where the three channels are equal everywhere; a few pixels tell most coloured images."""
-    return any(not np.array_equal(part[..., 0], part[..., k]) for part in (image[::16, ::16], image) for k in (1, 2))
+def _mask(path: Path) -> MaskFacts | ImageError:
+    try:
+        mask = read_mask(path)
+    except ImageError as error:
+        return error
+    largest = 0
+    if mask.any():
+        labels = cc3d.connected_components(mask, connectivity=8, binary_image=True)
+        largest = int(np.bincount(labels[labels > 0]).max())
+    return MaskFacts(mask.shape[0], mask.shape[1], largest)
+
+
+def _image(path: Path, size: tuple[int, int], bits: Bits, mask: MaskFacts | None) -> Facts | ImageError:
+    try:
+        data = read_bytes(path)
+        image, _ = decode_reduced(data, str(path), max(size), bits=bits)
+        kind = kind_of(data, str(path), image)
+    except ImageError as error:
+        return error
+    gray = Image.fromarray(image).convert("L")
+    histogram = np.array(gray.histogram())
+    total = image.shape[0] * image.shape[1]
+    small = np.asarray(gray.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
+    return Facts(
+        kind=kind,
+        mean=float(histogram @ np.arange(256) / total),
+        largest=int(image.max()),
+        dark=float(histogram[: DARK + 1].sum() / total),
+        bright=float(histogram[BRIGHT:].sum() / total),
+        sharpness=_sharpness(small),
+        mask=mask,
+    )
 
 
 def _sharpness(gray: npt.NDArray[np.float32]) -> float:
@@ -162,19 +152,3 @@ def _sharpness(gray: npt.NDArray[np.float32]) -> float:
     laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1]
     variance = float(gray.var())
     return float(np.square(laplacian).mean()) / variance if variance > 1e-6 else 0.0
-
-
-def _bits(data: bytes) -> int:
-    """Bits of a sample as the file's header states them; the pixels are not decoded again."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return max(8, data[24])
-    if data[:4] in (b"II*\0", b"MM\0*"):
-        import io
-
-        try:
-            with Image.open(io.BytesIO(data)) as header:
-                bits = getattr(header, "tag_v2", {}).get(_TIFF_BITS, (8,))
-                return max(8, int(bits[0] if isinstance(bits, tuple) else bits))
-        except Exception:  # a kind that only tifffile reads: those are 16-bit
-            return 16
-    return 8

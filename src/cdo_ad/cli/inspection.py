@@ -33,7 +33,7 @@ def check(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Say what is wrong with a data set, before any training; exit code 1 when a training or its figures would be."""
+    """Say what is wrong with a data set, before any training; exit code 1 when a training or its metrics would be."""
     from cdo_ad import recipes
     from cdo_ad.audit.check import check as look
     from cdo_ad.bundle import read_bundle
@@ -116,8 +116,8 @@ def _findings_table(report: CheckReport) -> None:
     counts = report.counts
     console = Console(highlight=False, markup=False)
     console.print(
-        f"{counts['fit']} good images to train on, {counts['calibration']} held out for calibration, "
-        f"{counts['test_good']} good and {counts['test_defect']} defective to test with"
+        f"{counts['train']} good images to train on, {counts['test_good']} good and {counts['test_defect']} defective "
+        "to test with"
     )
     if not report.findings:
         console.print("nothing is wrong")

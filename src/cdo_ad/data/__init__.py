@@ -3,7 +3,10 @@
 Nothing here needs torch but `cdo_ad.data.store` and `cdo_ad.data.defects`, which are imported by their own names.
 """
 
-from cdo_ad.data.decode import as_rgb, decode_image, list_images, read_image, read_mask, write_png16
+from cdo_ad.data.convert import as_rgb
+from cdo_ad.data.decode import decode_image, read_image
+from cdo_ad.data.listing import list_folder, list_images
+from cdo_ad.data.masks import read_mask
 from cdo_ad.data.readers.layout import LAYOUTS, detect_layout, list_categories, read_categories, read_dataset
 
 __all__ = [
@@ -12,10 +15,10 @@ __all__ = [
     "decode_image",
     "detect_layout",
     "list_categories",
+    "list_folder",
     "list_images",
     "read_categories",
     "read_dataset",
     "read_image",
     "read_mask",
-    "write_png16",
 ]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdo_ad.data.decode import image_size, read_mask
+from cdo_ad.data.decode import image_size
+from cdo_ad.data.masks import read_mask
 from cdo_ad.data.readers.layout import read_dataset
 from cdo_ad.data.readers.pairing import child, images_of, pair_masks
 from cdo_ad.data.store import load_image

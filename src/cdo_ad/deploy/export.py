@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import ENGINE_TOLERANCE, Calibration
-from cdo_ad.data.decode import list_images, read_image
+from cdo_ad.data import list_images, read_image
 from cdo_ad.deploy.graph import write_onnx, write_openvino
 from cdo_ad.errors import ConfigError, ExportError, ImageError
 from cdo_ad.inference.artifact import FILES, Metadata, load_runtime

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.data.decode import read_mask
+from cdo_ad.data.masks import read_mask
 from cdo_ad.data.readers.layout import list_categories, read_dataset
 from cdo_ad.data.reading import read_ahead
 from cdo_ad.errors import DataError, ImageError

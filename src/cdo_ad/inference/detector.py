@@ -16,7 +16,8 @@ from PIL import Image
 
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
-from cdo_ad.data.decode import as_rgb, read_image
+from cdo_ad.data.convert import as_rgb
+from cdo_ad.data.decode import read_image
 from cdo_ad.data.reading import require_size
 from cdo_ad.errors import BundleError, CdoWarning, ConfigError, ImageError
 from cdo_ad.inference.artifact import FILES, INT8_FILE, is_export

@@ -3,7 +3,6 @@ on."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -12,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from cdo_ad.data.decode import list_images, write_png16
+from cdo_ad.data.marks import write_png
 from cdo_ad.data.reading import read_ahead
+from cdo_ad.data.sources import find_sources
 from cdo_ad.errors import CdoError, DataError, ImageError
 from cdo_ad.files import writing
 from cdo_ad.inference.detector import Detector, Item
 from cdo_ad.inference.overlay import map16, overlay
 from cdo_ad.types import Prediction
 
-__all__ = ["Failure", "expand", "predict_files"]
+__all__ = ["Failure", "predict_files"]
 
 LONGEST_NAME = 200
 """Bytes of a file's name before the endings that are added; file systems take 255."""
@@ -45,31 +43,13 @@ def expand(patterns: Sequence[str | Path]) -> list[tuple[Path, Path] | Failure]:
 
     Returns:
         (file, its name relative to the folder that was given), in order and each file once; in the place of an
-        argument that matches no image, a failure.
+        argument, file or folder that gives no image, a failure.
+
+    Raises:
+        ConfigError: an argument that is empty.
     """
-    found: dict[Path, tuple[Path, Path] | Failure] = {}
-    for pattern in map(str, patterns):
-        path = Path(pattern)
-        try:
-            files = _matches(path, pattern)
-        except (CdoError, OSError) as error:
-            found[path] = Failure(pattern, f"{pattern}: {error}" if isinstance(error, OSError) else str(error))
-            continue
-        if not files:
-            message = f"{pattern}: no image there: name a file, a folder with images or a quoted glob"
-            found.setdefault(path, Failure(pattern, message))
-        for file, name in files:
-            found.setdefault(file, (file, name))
-    return list(found.values())
-
-
-def _matches(path: Path, pattern: str) -> list[tuple[Path, Path]]:
-    if path.is_dir():
-        return [(file, file.relative_to(path)) for file in list_images(path, recursive=True)]
-    if path.is_file():
-        return [(path, Path(path.name))]
-    matches = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 (patterns may be absolute)
-    return [(match, Path(match.name)) for match in matches if match.is_file()]
+    found = find_sources(patterns)
+    return [Failure(str(file), name) if isinstance(name, str) else (file, name) for file, name in found.items()]
 
 
 def predict_files(
@@ -148,9 +128,9 @@ def _results(
 
 def _draw(image: Any, prediction: Prediction, threshold: float, file: Path, maps: bool) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(overlay(image, prediction, threshold)).save(file.with_name(f"{file.name}_overlay.png"))
+    write_png(file.with_name(f"{file.name}_overlay.png"), overlay(image, prediction, threshold))
     if maps:
-        write_png16(file.with_name(f"{file.name}_map.png"), map16(prediction.anomaly_map, threshold))
+        write_png(file.with_name(f"{file.name}_map.png"), map16(prediction.anomaly_map, threshold))
 
 
 def _targets(names: Sequence[Path]) -> list[Path]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cdo_ad.bundle import Bundle, check_writable, read_bundle
 from cdo_ad.config import Config, training_difference
-from cdo_ad.data.decode import list_images
+from cdo_ad.data.listing import list_images
 from cdo_ad.data.split import content_digest, fingerprint
 from cdo_ad.errors import BundleError, ConfigError, DataError, needs_extra
 from cdo_ad.inference.calibrate import score_images

@@ -1,4 +1,4 @@
-"""Reader of plain folders, for users who have images and no data-set layout. One product, or a folder of products.
+"""Reader of plain folders, for users who have images and no data-set layout. One category, or a folder of categories.
 
     *.jpg                                  images alone: all are good, all are for training
     good/*.jpg                             the same
@@ -14,15 +14,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cdo_ad.data.labels import is_good, label_of
+from cdo_ad.data.listing import holds_images, subfolders
 from cdo_ad.data.readers.mvtec import read_test, refuse_defects
 from cdo_ad.data.readers.pairing import (
     category_folders,
     child,
     find_category,
+    good_folder,
     images_of,
     mask_folders,
+    no_images,
     samples_of,
-    subfolders,
 )
 from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample
@@ -31,18 +34,18 @@ __all__ = ["categories", "is_category", "read"]
 
 MASK_ROOTS = ("ground_truth", "masks")
 WANTED = (
-    "images (.bmp .jpg .png .tif .webp), or good/ with images, or train/good/ and test/<type>/, "
-    "or folders of products with these inside"
+    "images (.jpg .png .tif .bmp and others), or good/ with images, or train/good/ and test/<type>/, "
+    "or folders of categories with these inside"
 )
 
 
 def is_category(folder: Path) -> bool:
     """Tell whether the folder holds good/, train/ or test/, or images."""
-    return _is_structured(folder) or bool(images_of(folder))
+    return _is_structured(folder) or holds_images(folder)
 
 
 def categories(root: Path) -> list[str]:
-    """List the products' names; none if `root` is one product's folder."""
+    """List the categories' names; none if `root` is one category's folder."""
     return [folder.name for folder in category_folders(root, _is_structured)]
 
 
@@ -53,12 +56,12 @@ def read(root: Path, category: str | None = None) -> list[Sample]:
         DataError: if there are no images, if a training folder holds defects, if it is not clear which images are
             good, or if a mask or an image has no partner.
     """
-    folder, name = _product(root, category)
+    folder, name = _category(root, category)
     good, loose = _training_folder(folder), images_of(folder)
     if good is not None and loose:
         raise DataError(f"{loose[0]}: an image outside the folders has no label: move it to {good}")
     if good is not None and not images_of(good):
-        raise DataError(f"{good}: holds no images: put good images there")
+        raise no_images(good, "put good images there")
     test = child(folder, "test")
     masks = next((found for root_name in MASK_ROOTS if (found := child(folder, root_name)) is not None), None)
     if good is None and test is None:
@@ -67,17 +70,17 @@ def read(root: Path, category: str | None = None) -> list[Sample]:
         samples = samples_of(good, "train", category=name) if good is not None else []
         samples += read_test(test, masks, name) if test is not None else _siblings(folder, masks, name)
     if not samples:
-        raise DataError(f"{folder}: found no images here; looked for {WANTED}")
+        raise no_images(folder, f"looked for {WANTED}")
     return samples
 
 
 def _is_structured(folder: Path) -> bool:
-    """Tell whether the folder has a product's folders; images alone do not make it one of several products."""
-    return any(child(folder, name) is not None for name in (GOOD, "train", "test"))
+    """Tell whether the folder has a category's folders; images alone do not make it one of several categories."""
+    return good_folder(folder) is not None or any(child(folder, name) is not None for name in ("train", "test"))
 
 
-def _product(root: Path, category: str | None) -> tuple[Path, str]:
-    """Find the product's folder and name; a folder that is none is given back as it is, for `read` to judge."""
+def _category(root: Path, category: str | None) -> tuple[Path, str]:
+    """Find the category's folder and name; a folder that is none is given back as it is, for `read` to judge."""
     if category is None and not categories(root):
         return root, ""
     if is_category(root) and category == root.resolve().name:
@@ -89,15 +92,16 @@ def _training_folder(folder: Path) -> Path | None:
     """Find the folder whose images are the good ones to train on: train/good, train or good."""
     train = child(folder, "train")
     if train is None:
-        return child(folder, GOOD)
+        return good_folder(folder)
     refuse_defects(train)
-    return child(train, GOOD) or train
+    return good_folder(train) or train
 
 
 def _siblings(folder: Path, masks: Path | None, category: str) -> list[Sample]:
     """Read the defect folders beside good/ or train/; folders without images are passed over."""
-    taken = {GOOD, "train", *MASK_ROOTS}
-    types = {sub.name: sub for sub in subfolders(folder) if sub.name.casefold() not in taken and images_of(sub)}
+    taken = {"train", *MASK_ROOTS}
+    others = [sub for sub in subfolders(folder) if sub.name.casefold() not in taken and not is_good(sub.name)]
+    types = {label_of(sub): sub for sub in others if holds_images(sub)}
     found = mask_folders(masks, list(types))
     return [
         sample for name, sub in types.items() for sample in samples_of(sub, "test", name, found.get(name), category)
@@ -106,7 +110,7 @@ def _siblings(folder: Path, masks: Path | None, category: str) -> list[Sample]:
 
 def _loose(folder: Path, images: list[Path], category: str) -> list[Sample]:
     """Read images alone: all good, all for training."""
-    unclear = [sub.name for sub in subfolders(folder) if images_of(sub)]
+    unclear = [sub.name for sub in subfolders(folder) if holds_images(sub)]
     if unclear:
         raise DataError(
             f"{folder}: it is not clear which images are good, those here or those in {', '.join(unclear)}: "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
+from cdo_ad.data.listing import holds_images, require_folder, subfolders
 from cdo_ad.data.readers import folder, mvtec, mvtec3d, visa
-from cdo_ad.data.readers.pairing import child, images_of, subfolders
-from cdo_ad.errors import ConfigError, DataError
+from cdo_ad.data.readers.notices import Notice, notices
+from cdo_ad.data.readers.pairing import child, no_images
+from cdo_ad.errors import CdoWarning, ConfigError, DataError
 from cdo_ad.types import Sample
 
-__all__ = ["LAYOUTS", "detect_layout", "list_categories", "read_categories", "read_dataset"]
+__all__ = ["LAYOUTS", "detect_layout", "list_categories", "read_categories", "read_dataset", "read_with_notices"]
 
 LAYOUTS = ("auto", "folder", "mvtec", "mvtec3d", "visa")
 """The names that `--layout` takes; each but `auto` is a reader module of this package."""
@@ -26,9 +29,9 @@ def read_dataset(root: Path | str, layout: str = "auto", category: str | None = 
     """Read a data set's list of images; the images themselves are not opened.
 
     Args:
-        root: the data set's folder: one product's, or that of several products.
+        root: the data set's folder: one category's, or that of several categories.
         layout: one of `LAYOUTS`.
-        category: the product; may be left out where there is only one.
+        category: the category; may be left out where there is only one.
 
     Returns:
         The samples in a fixed order: training, calibration, test by type, each sorted by name. Labels are the data
@@ -36,28 +39,49 @@ def read_dataset(root: Path | str, layout: str = "auto", category: str | None = 
 
     Raises:
         ConfigError: if the layout is unknown.
-        DataError: if the folder is missing or empty, is not of that layout, a category must be chosen, or a mask or a
-            image has no partner.
+        DataError: if the folder is missing, empty or unreadable, is not of that layout, a category must be chosen, a
+            folder's name does not say whether its images are good, or a mask or an image has no partner.
+
+    Warns:
+        CdoWarning: of files that are passed over or not used, and of folders whose names were taken to mean good.
+    """
+    samples, found = read_with_notices(root, layout, category)
+    for notice in found:
+        warnings.warn(notice.text, CdoWarning, stacklevel=2)
+    return samples
+
+
+def read_with_notices(
+    root: Path | str, layout: str = "auto", category: str | None = None
+) -> tuple[list[Sample], list[Notice]]:
+    """`read_dataset`, and what it would warn of.
+
+    Raises:
+        ConfigError, DataError: as `read_dataset`.
     """
     root = Path(root)
-    read, _ = _READERS[_resolve(root, layout)]
-    return read(root, category)
+    layout = _resolve(root, layout)
+    read, _ = _READERS[layout]
+    samples = read(root, category)
+    return samples, notices(root, category, samples, labels_from_folders=layout != "visa")
 
 
 def read_categories(root: Path | str, layout: str = "auto") -> list[list[Sample]]:
-    """The samples of every product of a data set, as `read_dataset` gives them, in the order of `list_categories`.
+    """The samples of every category of a data set, as `read_dataset` gives them, in the order of `list_categories`.
 
     Raises:
-        ConfigError, DataError: as `read_dataset`; DataError also where `root` is one product's folder.
+        ConfigError, DataError: as `read_dataset`; DataError also where `root` is one category's folder.
     """
     names = list_categories(root, layout)
     if not names:
-        raise DataError(f"{root}: holds one product only: give the folder that holds the folders of several products")
+        raise DataError(
+            f"{root}: holds one category only: give the folder that holds the folders of several categories"
+        )
     return [read_dataset(root, layout, name) for name in names]
 
 
 def list_categories(root: Path | str, layout: str = "auto") -> list[str]:
-    """List the products of a data set, sorted; empty where `root` is one product's folder.
+    """List the categories of a data set, sorted; empty where `root` is one category's folder.
 
     Raises:
         ConfigError: if the layout is unknown.
@@ -79,28 +103,21 @@ def detect_layout(root: Path | str) -> str:
         DataError: if the folder is missing or none fits.
     """
     root = Path(root)
-    _must_be_folder(root)
+    require_folder(root)
     if visa.is_category(root) or visa.is_root(root):
         return "visa"
     if mvtec3d.is_category(root) or mvtec3d.categories(root):
         return "mvtec3d"
-    products = [root] if mvtec.is_category(root) else [root / name for name in mvtec.categories(root)]
-    if products:
-        return "folder" if any(child(product, "masks") is not None for product in products) else "mvtec"
-    if folder.is_category(root) or folder.categories(root) or any(images_of(sub) for sub in subfolders(root)):
+    categories = [root] if mvtec.is_category(root) else [root / name for name in mvtec.categories(root)]
+    if categories:
+        return "folder" if any(child(one, "masks") is not None for one in categories) else "mvtec"
+    if folder.is_category(root) or folder.categories(root) or any(holds_images(sub) for sub in subfolders(root)):
         return "folder"
-    raise DataError(f"{root}: found no data here; looked for {folder.WANTED}, and for the layouts of MVTec AD and VisA")
+    raise no_images(root, f"looked for {folder.WANTED}, and for the layouts of MVTec AD and VisA")
 
 
 def _resolve(root: Path, layout: str) -> str:
     if layout not in LAYOUTS:
         raise ConfigError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    _must_be_folder(root)
+    require_folder(root)
     return detect_layout(root) if layout == "auto" else layout
-
-
-def _must_be_folder(root: Path) -> None:
-    if not root.exists():
-        raise DataError(f"{root}: there is no such folder: check the path")
-    if not root.is_dir():
-        raise DataError(f"{root}: is a file, not a data set's folder: give the folder that holds the images")

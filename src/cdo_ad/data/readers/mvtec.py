@@ -1,4 +1,6 @@
-"""Reader of the MVTec AD layout, one product or a folder of products.
+"""Reader of the MVTec AD layout, one category or a folder of categories.
+
+Folders of good images may have any of the names in `cdo_ad.data.labels`.
 
 <category>/train/good/000.png
 <category>/validation/good/000.png               optional: good images set aside for calibration
@@ -11,31 +13,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cdo_ad.data.labels import is_good, label_of
+from cdo_ad.data.listing import holds_images, subfolders
 from cdo_ad.data.readers.pairing import (
     category_folders,
     child,
     find_category,
+    good_folder,
     images_of,
     mask_folders,
+    no_images,
     samples_of,
-    subfolders,
 )
 from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample
 
 __all__ = ["categories", "is_category", "read", "read_test", "refuse_defects"]
 
-WANTED = "train/good/ with images, test/<type>/ and ground_truth/<type>/, or folders of products with these inside"
+WANTED = "train/good/ with images, test/<type>/ and ground_truth/<type>/, or folders of categories with these inside"
 
 
 def is_category(folder: Path) -> bool:
     """Tell whether the folder holds train/good."""
     train = child(folder, "train")
-    return train is not None and child(train, GOOD) is not None
+    return train is not None and good_folder(train) is not None
 
 
 def categories(root: Path) -> list[str]:
-    """List the products' names; none if `root` is one product's folder."""
+    """List the categories' names; none if `root` is one category's folder."""
     return [folder.name for folder in category_folders(root, is_category)]
 
 
@@ -50,13 +55,13 @@ def read(root: Path, category: str | None = None) -> list[Sample]:
     samples = []
     for split, sub in (("train", "train"), ("calibration", "validation")):
         parent = child(folder, sub)
-        good = child(parent, GOOD) if parent is not None else None
+        good = good_folder(parent) if parent is not None else None
         if parent is None or good is None:
             continue
         refuse_defects(parent)
         samples += samples_of(good, "train" if split == "train" else "calibration", category=name)
     if not any(sample.split == "train" for sample in samples):
-        raise DataError(f"{folder / 'train' / GOOD}: holds no images: put good images there")
+        raise no_images(good_folder(folder / "train") or folder, "put good images there")
     test = child(folder, "test")
     return samples + (read_test(test, child(folder, "ground_truth"), name) if test is not None else [])
 
@@ -67,9 +72,10 @@ def read_test(test: Path, masks: Path | None, category: str) -> list[Sample]:
     Args:
         test: the folder of the types' folders.
         masks: the folder of the types' mask folders, or None.
-        category: the product's name.
+        category: the category's name.
     """
-    types = {GOOD if sub.name.casefold() == GOOD else sub.name: sub for sub in subfolders(test) if images_of(sub)}
+    good_folder(test)  # refuses several
+    types = {label_of(sub): sub for sub in subfolders(test) if holds_images(sub)}
     if loose := images_of(test):
         raise DataError(
             f"{loose[0]}: a test image outside a type's folder has no label: move it to {test / GOOD} or to a folder "
@@ -82,7 +88,11 @@ def read_test(test: Path, masks: Path | None, category: str) -> list[Sample]:
 
 
 def refuse_defects(train: Path) -> None:
-    """Raise `DataError` if a folder of training images holds a folder of images that is not `good`."""
+    """Raise `DataError` if a folder of training images holds a folder of images that is not good, or loose ones too."""
+    good = good_folder(train)
+    if good is not None and (loose := images_of(train)):
+        raise DataError(f"{loose[0]}: an image outside the folder of good images is not used: move it to {good}")
     for sub in subfolders(train):
-        if sub.name.casefold() != GOOD and images_of(sub):
+        if not is_good(sub.name) and holds_images(sub):
+            label_of(sub)
             raise DataError(f"{sub}: only good images are trained on: move it to {train.parent / 'test' / sub.name}")

@@ -1,4 +1,4 @@
-"""Reader of the MVTec 3D-AD layout (its RGB images), one product or a folder of products.
+"""Reader of the MVTec 3D-AD layout (its RGB images), one category or a folder of categories.
 
 <category>/train/good/rgb/000.png
 <category>/validation/good/rgb/000.png           good images for calibration
@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cdo_ad.data.labels import is_good, label_of
+from cdo_ad.data.listing import subfolders
 from cdo_ad.data.readers.mvtec import refuse_defects
-from cdo_ad.data.readers.pairing import category_folders, child, find_category, samples_of, subfolders
+from cdo_ad.data.readers.pairing import category_folders, child, find_category, good_folder, no_images, samples_of
 from cdo_ad.errors import DataError
-from cdo_ad.types import GOOD, Sample, Split
+from cdo_ad.types import Sample, Split
 
 __all__ = ["categories", "is_category", "read"]
 
-WANTED = "train/good/rgb/ with images and test/<type>/{rgb,gt}/, or folders of products with these inside"
+WANTED = "train/good/rgb/ with images and test/<type>/{rgb,gt}/, or folders of categories with these inside"
 
 
 def is_category(folder: Path) -> bool:
@@ -27,7 +29,7 @@ def is_category(folder: Path) -> bool:
 
 
 def categories(root: Path) -> list[str]:
-    """List the products' names; none if `root` is one product's folder."""
+    """List the categories' names; none if `root` is one category's folder."""
     return [folder.name for folder in category_folders(root, is_category)]
 
 
@@ -46,24 +48,24 @@ def read(root: Path, category: str | None = None) -> list[Sample]:
             _refuse_rgb_defects(rgb.parent.parent)
             samples += samples_of(rgb, split, category=name)
     if not any(sample.split == "train" for sample in samples):
-        raise DataError(f"{folder / 'train' / GOOD / 'rgb'}: holds no images: put good images there")
+        raise no_images(_good_rgb(folder, "train") or folder, "put good images there")
+    good_folder(folder / "test")  # refuses several
     for kind in subfolders(folder / "test"):
         rgb = child(kind, "rgb")
         if rgb is None:
             raise DataError(f"{kind}: looked for rgb/ in it: add its images or remove the folder")
-        defect_type = GOOD if kind.name.casefold() == GOOD else kind.name
-        samples += samples_of(rgb, "test", defect_type, child(kind, "gt"), name)
+        samples += samples_of(rgb, "test", label_of(kind), child(kind, "gt"), name)
     return samples
 
 
 def _good_rgb(folder: Path, sub: str) -> Path | None:
     parent = child(folder, sub)
-    good = child(parent, GOOD) if parent is not None else None
+    good = good_folder(parent) if parent is not None else None
     return child(good, "rgb") if good is not None else None
 
 
 def _refuse_rgb_defects(split: Path) -> None:
     refuse_defects(split)
     for kind in subfolders(split):
-        if kind.name.casefold() != GOOD and child(kind, "rgb") is not None:
+        if not is_good(kind.name) and child(kind, "rgb") is not None:
             raise DataError(f"{kind}: only good images are trained on: move it to {split.parent / 'test' / kind.name}")

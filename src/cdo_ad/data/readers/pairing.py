@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cdo_ad.data.decode import list_images
+from cdo_ad.data.labels import is_good
+from cdo_ad.data.listing import list_folder, list_images, subfolders
 from cdo_ad.errors import DataError
 from cdo_ad.types import GOOD, Sample, Split
 
@@ -14,26 +15,37 @@ __all__ = [
     "child",
     "choose",
     "find_category",
+    "good_folder",
     "images_of",
     "mask_folders",
+    "no_images",
     "pair_masks",
     "samples_of",
-    "subfolders",
 ]
 
 
 def child(folder: Path, name: str) -> Path | None:
-    """Find the folder `name` inside `folder`, in any letter case; None if there is none."""
-    return next((sub for sub in subfolders(folder) if sub.name.casefold() == name.casefold()), None)
+    """Find the folder `name` inside `folder`, in any letter case; None if there is none.
+
+    Raises:
+        DataError: if there are several, which differ in letter case only.
+    """
+    return _only([sub for sub in subfolders(folder) if sub.name.casefold() == name.casefold()])
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """List the folders inside `folder`, sorted by name, hidden ones left out; none if it is not a folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        (sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith(".")), key=lambda sub: sub.name
-    )
+def good_folder(folder: Path) -> Path | None:
+    """Find the folder of good images inside `folder`, by any name in `cdo_ad.data.labels`; None if there is none.
+
+    Raises:
+        DataError: if there are several.
+    """
+    return _only([sub for sub in subfolders(folder) if is_good(sub.name)])
+
+
+def _only(found: Sequence[Path]) -> Path | None:
+    if len(found) > 1:
+        raise DataError(f"{found[0]}: {found[1].name} beside it has the same meaning: put all images into one of them")
+    return found[0] if found else None
 
 
 def images_of(folder: Path) -> list[Path]:
@@ -52,6 +64,17 @@ def images_of(folder: Path) -> list[Path]:
             )
         by_stem[path.stem] = path
     return images
+
+
+def no_images(folder: Path, remedy: str) -> DataError:
+    """The error for a folder that holds no images; it names the first of the files there that were passed over."""
+    listing = list_folder(folder, recursive=True)
+    text = f"{folder}: holds no images: {remedy}"
+    if listing.unread:
+        text += f" ({len(listing.unread)} file(s) passed over; {next(iter(listing.unread.values()))})"
+    elif listing.own:
+        text += f" (only {len(listing.own)} overlays or maps that cdo-ad wrote)"
+    return DataError(text)
 
 
 def pair_masks(images: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -88,7 +111,7 @@ def samples_of(
         split: of all of them.
         defect_type: of all of them.
         masks: the folder of their masks; None where there are none.
-        category: the product.
+        category: the category.
 
     Raises:
         DataError: as `images_of` and `pair_masks`.
@@ -110,39 +133,39 @@ def mask_folders(masks: Path | None, types: Sequence[str]) -> dict[str, Path]:
     """
     found = {folder.name: folder for folder in subfolders(masks)} if masks is not None else {}
     for name, folder in found.items():
-        if name not in types and name != GOOD and list_images(folder):
+        if name not in types and not is_good(name) and (orphans := list_images(folder)):
             raise DataError(
-                f"{list_images(folder)[0]}: masks of {name!r}, but no test folder of that name holds images: "
+                f"{orphans[0]}: masks of {name!r}, but no test folder of that name holds images: "
                 "add the images or remove the masks"
             )
     return found
 
 
 def category_folders(root: Path, is_category: Callable[[Path], bool]) -> list[Path]:
-    """List the folders inside `root` that are products of their own; none if `root` is a product itself."""
+    """List the folders inside `root` that are categories of their own; none if `root` is a category itself."""
     return [] if is_category(root) else [folder for folder in subfolders(root) if is_category(folder)]
 
 
 def find_category(
     root: Path, category: str | None, is_category: Callable[[Path], bool], wanted: str
 ) -> tuple[Path, str]:
-    """Find the product's folder in a data set that holds one product or several.
+    """Find the category's folder in a data set that holds one category or several.
 
     Args:
-        root: the product's folder, or the folder of the products' folders.
-        category: which product; may be None where there is only one.
-        is_category: tells a product's folder by what is in it.
-        wanted: what a product's folder holds, for the error message.
+        root: the category's folder, or the folder of the categories' folders.
+        category: which one; may be None where there is only one.
+        is_category: tells a category's folder by what is in it.
+        wanted: what a category's folder holds, for the error message.
 
     Returns:
-        The folder, and the product's name: "" if `root` is the product's folder itself.
+        The folder, and the category's name: "" if `root` is the category's folder itself.
 
     Raises:
         DataError: if there is none, or several and `category` names none of them.
     """
     if is_category(root):
         if category is not None and category != root.resolve().name:
-            raise DataError(f"{root}: holds one product only, so there is no category {category!r}: leave it out")
+            raise DataError(f"{root}: holds one category only, so there is no category {category!r}: leave it out")
         return root, ""
     names = [folder.name for folder in category_folders(root, is_category)]
     if not names:

@@ -5,16 +5,21 @@ split_csv/1cls.csv                               columns object, split, label, i
 <category>/Data/Masks/Anomaly/000.png            label ids: 0 is good, 1, 2, ... are kinds of defect
 
 `split_csv/1cls.csv` is the data set's own split and labels: it is required, since a split made up here would give
-figures that cannot be compared. The root may be the folder with the csv, or one product's folder beside it. VisA
+metrics that cannot be compared. The root may be the folder with the csv, or one category's folder beside it. VisA
 names several kinds of defect in one image, so every defective image has the type "anomaly".
 """
 
 from __future__ import annotations
 
 import csv
-from pathlib import Path
+import io
+import os
+from pathlib import Path, PurePosixPath
 
-from cdo_ad.data.readers.pairing import child, choose, subfolders
+from cdo_ad.data.files import read_bytes, reason
+from cdo_ad.data.labels import is_good
+from cdo_ad.data.listing import subfolders
+from cdo_ad.data.readers.pairing import child, choose
 from cdo_ad.errors import DataError
 from cdo_ad.types import Sample, Split
 
@@ -32,32 +37,32 @@ def is_category(folder: Path) -> bool:
 
 
 def is_root(folder: Path) -> bool:
-    """Tell whether the folder holds the split file or products."""
-    return (folder / SPLIT_FILE).is_file() or any(is_category(sub) for sub in subfolders(folder))
+    """Tell whether the folder holds the split file or categories."""
+    return os.path.lexists(folder / SPLIT_FILE) or any(is_category(sub) for sub in subfolders(folder))
 
 
 def categories(root: Path) -> list[str]:
-    """List the products' names that the split file knows; none if `root` is one product's folder."""
+    """List the categories' names that the split file knows; none if `root` is one category's folder."""
     return [] if is_category(root) else sorted({row["object"] for row in _rows(root)})
 
 
 def read(root: Path, category: str | None = None) -> list[Sample]:
-    """Read one product: training images, then test, in the order of their paths.
+    """Read one category: training images, then test, in the order of their paths.
 
     Raises:
         DataError: if the split file is missing or damaged, or names a file that is missing; or as to the category.
     """
     if is_category(root):
-        base, product = root.resolve().parent, root.resolve().name
-        if category is not None and category != product:
-            raise DataError(f"{root}: holds the product {product!r}, not {category!r}: leave the category out")
-        if not (base / SPLIT_FILE).is_file():
+        base, own = root.resolve().parent, root.resolve().name
+        if category is not None and category != own:
+            raise DataError(f"{root}: holds the category {own!r}, not {category!r}: leave the category out")
+        if not os.path.lexists(base / SPLIT_FILE):
             raise DataError(
                 f"{root}: looked for VisA's own split in {base / SPLIT_FILE}: put split_csv/ of the VisA archive there"
             )
         rows = _rows(base)
-        root = root.parent if root.name == product else base  # paths as the user wrote them where that is possible
-        category = product
+        root = root.parent if root.name == own else base  # paths as the user wrote them where that is possible
+        category = own
     else:
         rows = _rows(root)
     name = choose(root, category, sorted({row["object"] for row in rows}))
@@ -67,13 +72,14 @@ def read(root: Path, category: str | None = None) -> list[Sample]:
 
 def _sample(root: Path, row: dict[str, str]) -> Sample:
     image = _existing(root, row["image"])
-    if row["split"] not in ("train", "test") or row["label"] not in ("normal", ANOMALY):
+    good = is_good(row["label"])
+    if row["split"] not in ("train", "test") or not (good or row["label"] == ANOMALY):
         raise DataError(
             f"{root / SPLIT_FILE}: {row['image']} has split {row['split']!r} and label {row['label']!r}; "
             "known are train, test and normal, anomaly: mend that line"
         )
     split: Split = "train" if row["split"] == "train" else "test"
-    if row["label"] == "normal":
+    if good:
         return Sample(image, split, category=row["object"])
     if not row["mask"]:
         raise DataError(f"{image}: {root / SPLIT_FILE} names no mask for this anomaly: add it to that line")
@@ -81,26 +87,38 @@ def _sample(root: Path, row: dict[str, str]) -> Sample:
 
 
 def _existing(root: Path, name: str) -> Path:
-    path = root / name.replace("\\", "/")
-    if not path.is_file():
+    relative = PurePosixPath(name.replace("\\", "/"))
+    if not name or relative.is_absolute() or ".." in relative.parts:
+        raise DataError(f"{root / SPLIT_FILE}: names {name!r}, no file inside the data set's folder: mend that line")
+    path = root / relative
+    if not os.path.lexists(path):  # what is no readable file is named by whoever reads it
         raise DataError(f"{path}: named in {root / SPLIT_FILE} but missing: unpack the data set again")
     return path
 
 
 def _rows(root: Path) -> list[dict[str, str]]:
-    """Read the split file: one dictionary of `COLUMNS` an image, values stripped."""
+    """Read the split file: one dictionary of `COLUMNS` an image, values stripped.
+
+    Raises:
+        DataError: if it is missing, no table of these columns, or names an image twice.
+    """
     path = root / SPLIT_FILE
+    if not os.path.lexists(path):
+        raise DataError(f"{path}: VisA's own split is missing: put split_csv/ of the VisA archive there")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: VisA's own split is missing: put split_csv/ of the VisA archive there") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}): unpack the VisA archive again") from error
-    reader = csv.DictReader(text.splitlines())
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
+        text = read_bytes(path).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
+        rows = [{column: (row[column] or "").strip() for column in COLUMNS} for row in reader] if not missing else []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)}): unpack the VisA archive again") from error
     if missing:
         raise DataError(f"{path}: looked for the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}")
-    rows = [{column: (row[column] or "").strip() for column in COLUMNS} for row in reader]
     if not rows:
         raise DataError(f"{path}: names no images: unpack the VisA archive again")
+    seen: set[str] = set()
+    for row in rows:
+        if row["image"] in seen:
+            raise DataError(f"{path}: names {row['image']!r} twice: remove one of the lines")
+        seen.add(row["image"])
     return rows
