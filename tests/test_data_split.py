@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cdo_ad.data.near_copies import hash_images, near_groups
 from PIL import Image
 
 from cdo_ad.data import fingerprint, hold_out, read_dataset, split_by_part, split_good
-from cdo_ad.data.near_copies import hash_images, near_groups
 from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.types import Sample
 from fakes import make_image, make_mvtec, make_mvtec3d, write

@@ -15,8 +15,7 @@ import pytest
 pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from cdo_ad.bundle import Bundle, locked, read_bundle
-from cdo_ad.data import read_dataset
-from cdo_ad.data import read_image, read_mask
+from cdo_ad.data import read_dataset, read_image, read_mask
 from cdo_ad.errors import BundleError, BusyError, DataError, MissingExtraError
 from cdo_ad.evaluation.evaluate import evaluate
 from cdo_ad.evaluation.judge import read_samples

@@ -8,9 +8,8 @@ and a threshold that at most a share alpha of good images exceeds, on average, w
 - **Groups count, not images.** Near copies of one part say the same thing again. Each group has weight 1, shared by its
   images (Dunn, Wasserman, Ramdas 2022): the threshold is the smallest score below which lies a share 1 - alpha of
   G + 1. Without copies that is the rank ceil((1 - alpha)(n + 1)) of n images.
-- A rate of 1 / (G + 1) or more can be guaranteed. For held-out scores that is a theorem; for left-out scores the
-theorem
-  says twice the rate at most, and rates within the promise are what was measured (docs/calibration.md).
+- A rate of 1 / (G + 1) or more can be guaranteed. For held-out scores that is a theorem. For left-out scores the
+  theorem says twice the rate at most; rates within the promise are what was measured (docs/calibration.md).
 - With too few units the threshold is an estimate, and `guaranteed` is False.
 - Each category of a run has scores and thresholds of its own, so the rate holds for each.
 """

@@ -37,7 +37,8 @@ class DriftTest:
 
         Args:
             calibration: of the images' category (`Calibration.of`), or scores of good images that the detector has
-            not seen. alpha: the share of good streams that may be accused falsely, in (0, 1).
+                not seen.
+            alpha: the share of good streams that may be accused falsely, in (0, 1).
             seed: of the numbers that break ties; the same seed and stream give the same answer.
 
         Raises:

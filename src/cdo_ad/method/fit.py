@@ -37,12 +37,12 @@ __all__ = ["FitSettings", "ImageSource", "LeftOut", "fit_branches", "make_folds"
 BATCH = 16
 FOLDS_FOR_WEIGHTS = 10
 MOST_FOLDS, FEWEST_FOLDS, WORK = 100, 10, 40_000
-"""Folds of the calibration: as many as `WORK` images in all of them allow. The more, the nearer a left-out score is to what
-the final detector gives a new image; with ten folds it is too large, and fewer defects are found."""
+"""Folds of the calibration: as many as `WORK` images in all of them allow. The more, the nearer a left-out score is to
+what the final detector gives a new image; with ten folds it is too large, and fewer defects are found."""
 JUDGED = 280
 """Synthetic anomalies that weights are learned on, each kind as often as any other."""
 CONTRAST = (0.35, 1.0)
-"""Of these anomalies, uniform: at full contrast several branches see nearly all of them, and weights would say little."""
+"""Of these anomalies, uniform: at full contrast several branches see nearly all of them, and weights say little."""
 BASE = "level 3"
 """The branch that the map begins with."""
 FEW, STEADY = 64, ("level 2", "level 3", "bank")
@@ -208,7 +208,7 @@ class _Fit:
         return dict(zip(names, found.tolist(), strict=True))
 
     def _start(self) -> Tensor:
-        """The weights to begin with: of the base branch alone, or where images are few, of those that are steady then."""
+        """The weights to begin with: the base branch alone, or where images are few, those that are steady then."""
         names = self.branches.names
         begin = [name for name in (STEADY if len(self.images) < FEW else (BASE,)) if name in names] or [names[0]]
         return torch.tensor([1 / len(begin) if name in begin else 0.0 for name in names])
