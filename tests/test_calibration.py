@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdo_ad.calibration import ENGINE_TOLERANCE, Calibration, GoodScores, conformal_threshold, units_needed
+from cdo_ad.calibration import ENGINE_TOLERANCE, Calibration
+from cdo_ad.conformal import GoodScores, conformal_threshold, units_needed
 from cdo_ad.errors import BundleError, CalibrationError, ConfigError
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cdo_ad import load
 from cdo_ad.bundle import read_bundle
-from cdo_ad.calibration import conformal_threshold
+from cdo_ad.conformal import conformal_threshold
 from cdo_ad.data import read_image
 from cdo_ad.errors import BundleError, CalibrationError, ConfigError, DataError, ImageError, TrainingError
 from cdo_ad.training import job as training

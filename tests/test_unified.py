@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import cdo_ad
 from cdo_ad.bundle import Bundle
-from cdo_ad.calibration import conformal_threshold
+from cdo_ad.conformal import conformal_threshold
 from cdo_ad.deploy.export import export
 from cdo_ad.deploy.stages import PlainRuntime
 from cdo_ad.errors import ConfigError

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cdo_ad.calibration import CategoryCalibration
+from cdo_ad.conformal import CategoryCalibration
 from cdo_ad.errors import ConfigError
 
 __all__ = ["Drift", "DriftTest", "drift"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.calibration import Unit, require_units, units_needed
 from cdo_ad.config import Config
+from cdo_ad.conformal import Unit, require_units, units_needed
 from cdo_ad.data import read_categories, read_dataset
 from cdo_ad.data.split import by_name, content_digest, fingerprint, group_images, hold_out
 from cdo_ad.errors import CalibrationError, CdoWarning, ConfigError, DataError
