@@ -120,8 +120,8 @@ def fit_and_calibrate(
             scores[name] = GoodScores([found[i][0] for i in own], [found[i][1] for i in own], counted, unit)
             used[number] = [material.record.held_out[i].name for i in own]
     calibration = Calibration.fit(scores, config.false_alarm_rate, method=config.calibration)
-    for name, own in zip(material.categories, used, strict=True):
-        _name_the_lone(calibration.of(name), scores[name].scores, own)
+    for name, names in zip(material.categories, used, strict=True):
+        _name_the_lone(calibration.of(name), scores[name].scores, names)
     return calibration
 
 
