@@ -104,7 +104,7 @@ def fit_branches(
         )
     fit = _Fit(model, model.branches(number), images, settings, progress)
     with torch.no_grad():
-        return fit.plain(trained) if fit.branches.plain else fit.run(units, trained, defects)
+        return fit.plain() if fit.branches.plain else fit.run(units, trained, defects)
 
 
 class _Fit:
@@ -117,13 +117,11 @@ class _Fit:
         self.seen = Seen(model, images, settings.seed, progress)
         self.densities = Densities(branches, model.mean.device)
 
-    def plain(self, trained: npt.NDArray[np.bool_] | None) -> LeftOut:
-        """The paper's form has nothing to fit."""
+    def plain(self) -> LeftOut:
+        """The paper's form has nothing to fit, and learned from these images: thresholds come from held-out ones."""
         maps = torch.cat(
             [self.model.finish(self.branches, list(self.branches.maps(seen).values())) for seen in self.seen.good()]
         )
-        if trained is not None and not trained.all():
-            maps = _raised(maps, maps, torch.from_numpy(trained))
         return self._scores(maps)
 
     def run(
