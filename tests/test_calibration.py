@@ -152,7 +152,7 @@ def test_json_and_back() -> None:
     calibration = fit(np.random.default_rng(0).random(40), 0.05, [k // 2 for k in range(40)])
     again = Calibration.read(json.loads(json.dumps(calibration.to_json())), "calibration.json")
     assert again == calibration
-    with pytest.raises(BundleError, match="calibration.json is damaged"):
+    with pytest.raises(BundleError, match=r"calibration\.json is damaged"):
         Calibration.read({**calibration.to_json(), "false_alarm_rate": 0.2}, "calibration.json")
 
 

@@ -164,7 +164,9 @@ def _parted(
     ]
     if config.calibration == "held-out":
         if not others:
-            raise CalibrationError("no image can be held out whole groups: set  --set calibration=cross")
+            raise CalibrationError(
+                "no image can be held out with all of its near copies: use  --set keep_groups_together=false"
+            )
         require_units(len(others), config.false_alarm_rate, samples[0].category)
     return fit, others, note
 
