@@ -28,9 +28,16 @@ from cdo_ad.config import Config
 from cdo_ad.demo.products import make_dataset
 
 CONFIG = Config(
-    backbone="resnet18", weights="none", image_height=64, image_width=64, epochs=3, batch_size=8, false_alarm_rate=0.1
+    backbone="resnet18",
+    weights="none",
+    image_height=64,
+    image_width=64,
+    epochs=3,
+    batch_size=8,
+    false_alarm_rate=0.2,
+    held_out_share=0.4,
 )
-RATE = 0.2
+RATE = 0.25
 EXPORT = "export/model.xml"
 
 
