@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cdo_ad.training.job import train
 from safetensors.torch import save_file
 
 from cdo_ad import recipes
@@ -50,7 +51,6 @@ from cdo_ad.provenance import revision
 from cdo_ad.reporting.table_files import to_text, write_table
 from cdo_ad.reporting.tables import Measured, Row, Table, metrics_of, tabulate
 from cdo_ad.training.adapt import refit
-from cdo_ad.training.job import train
 from cdo_ad.types import Sample
 
 PEERS = {"padim": "PaDiM", "patchcore": "PatchCore", "stfpm": "STFPM"}

@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cdo_ad.data.near_copies import hash_images, near_groups, near_limit
 from PIL import Image, ImageDraw, ImageFont
 
 from cdo_ad.bundle import write_json
 from cdo_ad.cli.options import say
 from cdo_ad.data import read_dataset, read_image, read_mask
-from cdo_ad.data.near_copies import hash_images, near_groups, near_limit
 from cdo_ad.errors import CdoError, ConfigError
 from cdo_ad.evaluation.evaluate import evaluate
 from cdo_ad.inference.detector import load

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 
 import timm
 import torch
+from cdo_ad.method.network import CdoNetwork
 from torch import Tensor
 
 from cdo_ad.method.discrepancy import discrepancies, discrepancies_plain
 from cdo_ad.method.loss import collaborative_loss
-from cdo_ad.method.network import CdoNetwork
 from cdo_ad.method.white_noise import image_seed, white_noise
 
 BACKBONE = "tf_efficientnet_lite0"

@@ -140,11 +140,11 @@ def settings(backbone: str, size: int) -> Config:
 def random_run(folder: Path, config: Config) -> Path:
     """A run with random weights; a density is fitted on noise."""
     import torch
+    from cdo_ad.method.network import CdoNetwork
+    from cdo_ad.training.job import write_run
 
     from cdo_ad.calibration import Calibration
     from cdo_ad.method.fit import fit_branches
-    from cdo_ad.method.network import CdoNetwork
-    from cdo_ad.training.job import write_run
 
     torch.manual_seed(0)
     config = config.replace(weights="none")

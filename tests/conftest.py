@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+
+# before numpy is loaded, and for processes that tests start: tiny arrays, where more threads only wait for each other
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 from pathlib import Path
 
 import pytest
@@ -20,10 +26,13 @@ TINY = Config(
     batch_size=8,
     seed=3,
     false_alarm_rate=0.1,
+    keep_groups_together=False,
 )
 """Settings that train in a second: what a run looks like, not how well it detects."""
+DENSE = TINY.replace(branches=("disagreement", "level 3", "intensity"), fusion_weights="equal", calibration="cross")
+"""The same with densities beside the disagreement, each with a third of the map."""
 
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +45,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """A run folder; tests must not write into it."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     train(tiny_data, out, TINY, device="cpu")
+    return out
+
+
+@pytest.fixture(scope="session")
+def dense_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A run folder with densities; tests must not write into it."""
+    out = tmp_path_factory.mktemp("runs") / "dense"
+    train(tiny_data, out, DENSE, device="cpu")
     return out
 
 

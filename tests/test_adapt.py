@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cdo_ad.training.job import train
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -18,7 +19,6 @@ from cdo_ad.bundle import read_bundle
 from cdo_ad.cli.main import app
 from cdo_ad.errors import BundleError, ConfigError, DataError
 from cdo_ad.training.adapt import adapt, refit
-from cdo_ad.training.job import train
 from conftest import TINY
 from fakes import make_mvtec
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdo_ad.calibration import ENGINE_TOLERANCE, Calibration, GoodScores, conformal_threshold, units_needed
+from cdo_ad.calibration import ENGINE_TOLERANCE, Calibration
+from cdo_ad.conformal import GoodScores, conformal_threshold, units_needed
 from cdo_ad.errors import BundleError, CalibrationError, ConfigError
 
 
@@ -151,7 +152,7 @@ def test_json_and_back() -> None:
     calibration = fit(np.random.default_rng(0).random(40), 0.05, [k // 2 for k in range(40)])
     again = Calibration.read(json.loads(json.dumps(calibration.to_json())), "calibration.json")
     assert again == calibration
-    with pytest.raises(BundleError, match="calibration.json is damaged"):
+    with pytest.raises(BundleError, match=r"calibration\.json is damaged"):
         Calibration.read({**calibration.to_json(), "false_alarm_rate": 0.2}, "calibration.json")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cdo_ad.training.job import train
 
 from cdo_ad.data import read_dataset, read_image
 from cdo_ad.errors import ConfigError
-from cdo_ad.training.job import train
 from cdo_ad.types import Sample
 from conftest import TINY
 from fakes import load_script

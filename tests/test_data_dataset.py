@@ -30,21 +30,21 @@ def test_kept_and_read_images_are_the_same_bytes(paths: list[Path], workers: int
     assert kept.cached and kept.images is not None and not read.cached and read.images is None
     assert len(kept) == len(read) == 9
     for i, path in enumerate(paths):
-        assert kept[i].dtype == torch.uint8 and kept[i].shape == (3, *SIZE)
+        assert kept[i].dtype == torch.float32 and kept[i].shape == (3, *SIZE)
         assert torch.equal(kept[i], read[i]) and torch.equal(kept[i], load_image(path, SIZE))
 
 
 def test_the_budget_counts_the_kept_bytes(paths: list[Path]) -> None:
-    needed = 9 * 3 * SIZE[0] * SIZE[1]
+    needed = 9 * 3 * 4 * SIZE[0] * SIZE[1]
     assert ImageStore(paths, SIZE, memory_budget=needed).cached
     assert not ImageStore(paths, SIZE, memory_budget=needed - 1).cached
 
 
-def test_images_are_resized_with_antialiasing_and_rounded(tmp_path: Path) -> None:
+def test_images_are_resized_with_antialiasing_and_not_rounded(tmp_path: Path) -> None:
     path = write(tmp_path / "a.png", make_image(0, size=(90, 70))[0])
     image = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None].double()
     expected = F.interpolate(image, size=SIZE, mode="bilinear", antialias=True, align_corners=False)
-    assert (load_image(path, SIZE)[None] - expected).abs().max() <= 0.5 + 1e-3
+    assert (load_image(path, SIZE)[None] - expected).abs().max() <= 1e-3
     same_size = load_image(path, (90, 70))
     np.testing.assert_array_equal(same_size.permute(1, 2, 0).numpy(), read_image(path))
 
@@ -55,6 +55,13 @@ def test_loader_workers_read_the_same(paths: list[Path]) -> None:
     plain = torch.cat(list(DataLoader(read, batch_size=4)))
     loader = DataLoader(read, batch_size=4, num_workers=2, multiprocessing_context="spawn")
     assert torch.equal(plain, torch.cat(list(loader)))
+
+
+def test_some_of_a_store_are_those_images(paths: list[Path]) -> None:
+    for store in (ImageStore(paths, SIZE), ImageStore(paths, SIZE, memory_budget=0)):
+        some = store.some([7, 2])
+        assert len(some) == 2 and some.paths == (paths[7], paths[2]) and some.cached == store.cached
+        assert torch.equal(some[0], store[7]) and torch.equal(some[1], store[2]) and len(store) == 9
 
 
 @pytest.mark.parametrize("budget", [2**20, 0], ids=["kept", "read"])

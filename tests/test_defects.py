@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cdo_ad.training.job import train
 from PIL import Image
 
 from cdo_ad import bundle as bundles
@@ -18,7 +19,6 @@ from cdo_ad.evaluation.evaluate import evaluate
 from cdo_ad.inference.detector import load
 from cdo_ad.inference.engines.torch import load_network
 from cdo_ad.training import loop as training_loop
-from cdo_ad.training.job import train
 from conftest import TINY
 from fakes import make_mvtec
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cdo_ad.method.density import Density, Gaussian, Moments, intensities, position_vectors, to_grid
 from torch import Tensor
 
 from cdo_ad.errors import ConfigError
-from cdo_ad.method.density import Density, Gaussian, Moments, intensities, position_vectors, to_grid
 
 SHAPES = [(3, 12, 8), (4, 6, 4), (5, 3, 2)]
 SIZE = (48, 32)

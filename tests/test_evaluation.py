@@ -15,8 +15,7 @@ import pytest
 pytest.importorskip("torch", reason="the extra `train` is not installed")
 
 from cdo_ad.bundle import Bundle, locked, read_bundle
-from cdo_ad.data import read_dataset
-from cdo_ad.data import read_image, read_mask
+from cdo_ad.data import read_dataset, read_image, read_mask
 from cdo_ad.errors import BundleError, BusyError, DataError, MissingExtraError
 from cdo_ad.evaluation.evaluate import evaluate
 from cdo_ad.evaluation.judge import read_samples
@@ -26,7 +25,7 @@ from cdo_ad.files import finite, relative_name
 from cdo_ad.inference.detector import load
 from cdo_ad.training.train import train
 from cdo_ad.types import GOOD, Sample
-from conftest import TINY
+from conftest import DENSE, TINY
 from fakes import make_mvtec
 
 
@@ -36,7 +35,7 @@ def unified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     root = tmp_path_factory.mktemp("unified")
     for name in ("nut", "bolt"):
         make_mvtec(root / "data" / name, train=10, good=2, defective=2)
-    config = TINY.replace(epochs=1, density=True, density_context=2)
+    config = DENSE.replace(epochs=1)
     return train(root / "data", root / "run", config, unified=True, device="cpu"), root / "data"
 
 

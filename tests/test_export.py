@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cdo_ad.method.network import CdoNetwork
 from PIL import Image
 
 import cdo_ad
@@ -27,7 +28,6 @@ from cdo_ad.errors import BundleError, ConfigError, ExportError, ImageError
 from cdo_ad.inference.artifact import OpenVinoRuntime
 from cdo_ad.inference.engines.torch import TorchRuntime, load_network
 from cdo_ad.inference.predict import Failure, predict_files
-from cdo_ad.method.network import CdoNetwork
 from cdo_ad.types import Prediction
 
 pytest.importorskip("openvino", reason="needs the extra runtime")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from cdo_ad.method.resize import resize
 
 openvino = pytest.importorskip("openvino", reason="needs the extra runtime")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from cdo_ad import recipes
 from cdo_ad.method.brightness import BRIGHTEST, DARKEST, normalize_brightness
 from cdo_ad.method.network import CdoNetwork
+
+from cdo_ad import recipes
 
 SIZE = (64, 48)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cdo_ad.method.density import BRANCHES
+from cdo_ad.method.network import LEVEL_NAMES, CdoNetwork
 from torch import Tensor
 
 from cdo_ad.config import Config
 from cdo_ad.errors import ConfigError
 from cdo_ad.method import fitting
-from cdo_ad.method.density import BRANCHES
 from cdo_ad.method.discrepancy import anomaly_map
 from cdo_ad.method.fit import fit_branches, scores_without
 from cdo_ad.method.fusion import FUSED, informed_weights, separation
-from cdo_ad.method.network import LEVEL_NAMES, CdoNetwork
 
 SIZE = (64, 96)
 

@@ -33,7 +33,8 @@ SCRIPT = textwrap.dedent(
     class Store:
         cached, size = True, (32, 32)
         def __len__(self): return count
-        def __getitem__(self, i): return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i), dtype=torch.float64) * 255
+        def __getitem__(self, i):
+            return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i), dtype=torch.float64) * 255
 
     config = Config(backbone="resnet18", weights="none", image_height=32, image_width=32, epochs=epochs, batch_size=6,
                     optimizer="adamw", lr=1e-3, seed=5)
@@ -54,7 +55,8 @@ SCRIPT = textwrap.dedent(
         fabric.barrier()
     if fabric.is_global_zero:
         weights = torch.cat([v.flatten().double() for v in model.apprentice.state_dict().values()])
-        np.savez(out.with_suffix(".npz"), losses=losses, gradients=torch.stack(gradients), weights=weights, world=fabric.world_size)
+        found = {"losses": losses, "gradients": torch.stack(gradients), "weights": weights}
+        np.savez(out.with_suffix(".npz"), world=fabric.world_size, **found)
     """
 )
 
@@ -74,33 +76,36 @@ def numbers(folder: Path) -> dict[str, np.ndarray]:
         return dict(archive)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What a training of one process gives."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = launch(folder, 1)
+    assert done.returncode == 0, done.stderr
+    return numbers(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_n_processes_follow_one(tmp_path: Path, processes: int) -> None:
+def test_n_processes_follow_one(alone: dict[str, np.ndarray], tmp_path: Path, processes: int) -> None:
     """20 and more steps; 32 images in batches of 6 leave 2 in the last, so one of three processes has none."""
-    alone, several = tmp_path / "alone", tmp_path / "several"
-    for folder, n in ((alone, 1), (several, processes)):
-        folder.mkdir()
-        done = launch(folder, n)
-        assert done.returncode == 0, done.stderr
-    a, b = numbers(alone), numbers(several)
+    done = launch(tmp_path, processes)
+    assert done.returncode == 0, done.stderr
+    a, b = alone, numbers(tmp_path)
     assert int(b["world"]) == processes and len(a["losses"]) == 24
     for name in ("losses", "gradients", "weights"):
         assert np.abs(b[name] - a[name]).max() <= 1e-5 * np.abs(a[name]).max(), name
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_two_processes_resumes_in_one(tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    assert launch(whole, 1).returncode == 0
+def test_a_checkpoint_of_two_processes_resumes_in_one(alone: dict[str, np.ndarray], tmp_path: Path) -> None:
+    parts = tmp_path
     assert launch(parts, 2, 32, 2).returncode == 0  # half of the epochs
     state = torch.load(parts / ".out.training" / "checkpoint.pt", weights_only=True)
     state["identity"]["settings"] = state["identity"]["settings"].replace('"epochs": 2', '"epochs": 4')
     torch.save(state, parts / ".out.training" / "checkpoint.pt")
     assert launch(parts, 1, 32, 4, "none", "resume").returncode == 0
-    a, b = numbers(whole), numbers(parts)
+    a, b = alone, numbers(parts)
     assert np.abs(b["weights"] - a["weights"]).max() <= 1e-5 * np.abs(a["weights"]).max()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cdo_ad.method.network import CdoNetwork
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import cdo_ad
@@ -27,7 +28,6 @@ from cdo_ad.deploy.stages import PlainRuntime
 from cdo_ad.errors import BundleError, ConfigError, ExportError
 from cdo_ad.inference.artifact import OpenVinoGraph, openvino_core
 from cdo_ad.inference.engines.torch import TorchRuntime, load_network
-from cdo_ad.method.network import CdoNetwork
 
 pytest.importorskip("nncf", reason="needs the extra export")
 pytestmark = pytest.mark.slow

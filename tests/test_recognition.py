@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cdo_ad.method.network import CdoNetwork
+from cdo_ad.training.job import train
 from torch import Tensor
 
 from cdo_ad.bundle import read_bundle
@@ -17,9 +19,7 @@ from cdo_ad.inference.detector import load
 from cdo_ad.inference.engines.torch import load_network
 from cdo_ad.method.defect_head import DEFECT_HEAD, DefectHead, _cells, fit_defect_head
 from cdo_ad.method.fit import fit_branches
-from cdo_ad.method.network import CdoNetwork
 from cdo_ad.training.adapt import refit
-from cdo_ad.training.job import train
 from conftest import TINY
 from fakes import make_mvtec
 

@@ -8,14 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from cdo_ad.method.network import CdoNetwork
 from safetensors.torch import load_file
 
 from cdo_ad import load
 from cdo_ad.bundle import read_bundle
-from cdo_ad.calibration import conformal_threshold
+from cdo_ad.conformal import conformal_threshold
 from cdo_ad.data import read_image
 from cdo_ad.errors import BundleError, CalibrationError, ConfigError, DataError, ImageError, TrainingError
-from cdo_ad.method.network import CdoNetwork
 from cdo_ad.training import job as training
 from cdo_ad.training import loop as training_loop
 from conftest import TINY

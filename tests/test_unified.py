@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cdo_ad.method.categories import UnifiedNetwork, build
+from cdo_ad.method.network import CdoNetwork
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 import cdo_ad
 from cdo_ad.bundle import Bundle
-from cdo_ad.calibration import conformal_threshold
+from cdo_ad.conformal import conformal_threshold
 from cdo_ad.deploy.export import export
 from cdo_ad.deploy.stages import PlainRuntime
 from cdo_ad.errors import ConfigError
 from cdo_ad.inference.detector import calibration_scores
 from cdo_ad.inference.engines.torch import TorchRuntime, load_network
-from cdo_ad.method.categories import UnifiedNetwork, build
 from cdo_ad.method.defect_head import DEFECT_HEAD
 from cdo_ad.method.fit import fit_branches
-from cdo_ad.method.network import CdoNetwork
 from cdo_ad.training import job as training
 from cdo_ad.training.adapt import adapt, refit
 from conftest import TINY

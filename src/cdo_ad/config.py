@@ -123,11 +123,10 @@ class Config(Document):
 
     false_alarm_rate: Unit = 0.05
     """Share of good images that may be called anomalous, on average."""
-    calibration: Literal["cross", "held-out"] = "cross"
+    calibration: Literal["cross", "held-out"] = "held-out"
     """Where the thresholds come from: `cross`, every good image scored by a detector that has not seen it; or
-    `held-out`, a part of the good images that is never trained on."""
-    folds: int = Field(default=10, ge=2)
-    """Of cross-conformal calibration."""
+    `held-out`, a part of the good images that is never trained on. The disagreement alone knows `held-out` only: its
+    apprentice cannot be trained for each fold."""
     held_out_share: Unit = 0.1
     """Share of the good images that `held-out` sets aside, at least 20 where there are twice as many."""
     keep_groups_together: bool = True
@@ -151,6 +150,8 @@ class Config(Document):
             raise ValueError(f"image_height and image_width must be 32 or more, or both 0, got {sides}")
         if len(set(self.branches)) != count:
             raise ValueError(f"branches must differ, got {', '.join(self.branches)}")
+        if self.calibration == "cross" and self.branches == ("disagreement",):
+            raise ValueError("the disagreement alone has scores of good images that it learned from: set held-out")
         return self
 
     @property
@@ -248,15 +249,12 @@ class ModelSpec(Document):
 AFTER_TRAINING = frozenset(
     [
         "recipe",
-        "density",
-        "density_context",
+        "context_share",
         "fusion_weights",
         "defect_head_weight",
         "blur_sigma",
         "score_top",
         "false_alarm_rate",
-        "calibration",
-        "folds",
     ]
 )
 """Settings that the training of the apprentice does not depend on."""

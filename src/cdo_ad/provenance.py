@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cdo_ad.calibration import Unit
+from cdo_ad.conformal import Unit
 from cdo_ad.files import Document
 
 __all__ = ["DataRecord", "ImageRecord", "Provenance", "processors", "revision", "versions"]

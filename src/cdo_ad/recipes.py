@@ -29,6 +29,7 @@ def lite0() -> Config:
         image_width=0,
         normalize_brightness=True,
         branches=("level 3", "level 2", "bank", "intensity"),
+        calibration="cross",
     )
 
 
@@ -41,7 +42,7 @@ def paper(backbone: str = "hrnet32") -> Config:
     Raises:
         ConfigError: for another backbone.
     """
-    return Config(recipe=f"paper_{backbone}", backbone=_backbone(backbone), calibration="held-out")
+    return Config(recipe=f"paper_{backbone}", backbone=_backbone(backbone))
 
 
 def cdo2025(backbone: str = "hrnet32") -> Config:
@@ -65,7 +66,6 @@ def cdo2025(backbone: str = "hrnet32") -> Config:
         schedule="step",
         decay=0.1,
         score_top=0.01,
-        calibration="held-out",
     )
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from cdo_ad.audit.findings import Finding
 from cdo_ad.audit.subject import Subject
-from cdo_ad.calibration import units_needed
 from cdo_ad.config import Config
+from cdo_ad.conformal import units_needed
 from cdo_ad.data.split import hold_out
 
 __all__ = ["enough_good_images"]

@@ -17,8 +17,8 @@ SIDES = (256, 320, 384, 448, 512)
 MULTIPLE = 32
 """Sides are multiples of this: twice the stride of the last level."""
 SHRINK = 2.0
-"""A larger input is taken where images are at least this many times larger than it: then it shows detail that a smaller one
-loses. Images of a few hundred pixels gained nothing (LOG.md)."""
+"""A larger input is taken where images are at least this many times larger than it: then it shows detail that a
+smaller one loses. Images of a few hundred pixels gained nothing (LOG.md)."""
 SQUARE = 1.15
 """Ratios of sides up to this count as square."""
 ALIKE = 0.05

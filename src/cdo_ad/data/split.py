@@ -1,4 +1,4 @@
-"""Groups of near copies, folds of whole groups, held-out groups, and fingerprints of data.
+"""Groups of near copies, held-out groups, and fingerprints of data.
 
 Everything drawn follows from the seed and the images' names relative to their common folder; not from the order of the
 samples, of the disk, or from the machine (raw PCG64 numbers, whose stream numpy guarantees).
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cdo_ad.errors import DataError, needs_extra
 from cdo_ad.types import Sample
 
-__all__ = ["by_name", "content_digest", "fingerprint", "group_images", "hold_out", "make_folds"]
+__all__ = ["by_name", "content_digest", "fingerprint", "group_images", "hold_out"]
 
 IntArray = npt.NDArray[np.int64]
 HELD_OUT_AT_LEAST = 20
@@ -41,24 +41,6 @@ def group_images(paths: Sequence[Path], advance: Callable[[], None] = lambda: No
         from cdo_ad.data.copies import group_copies
     found = group_copies(paths, advance)
     return found.groups, found.sentence
-
-
-def make_folds(groups: IntArray, count: int, seed: int) -> IntArray:
-    """(N,) the fold of each image: whole groups, in folds of nearly equal size.
-
-    Args:
-        groups: (N,) numbered from 0.
-        count: folds wanted; there are no more than groups.
-        seed: of the draw.
-    """
-    sizes = np.bincount(groups)
-    draw = np.random.PCG64(seed).random_raw(len(sizes))
-    fold_of = np.zeros(len(sizes), dtype=np.int64)
-    filled = np.zeros(min(count, len(sizes)), dtype=np.int64)
-    for group in np.lexsort((draw, -sizes)):  # the largest first, so that small ones even out
-        fold_of[group] = np.argmin(filled)
-        filled[fold_of[group]] += sizes[group]
-    return fold_of[groups]
 
 
 def hold_out(groups: IntArray, share: float, seed: int) -> npt.NDArray[np.bool_]:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cdo_ad.bundle import Bundle, read_bundle, write_calibration
-from cdo_ad.calibration import Calibration, GoodScores, Unit, units_needed
+from cdo_ad.calibration import Calibration
+from cdo_ad.conformal import GoodScores, Unit, units_needed
 from cdo_ad.data.readers.layout import list_categories, read_dataset
 from cdo_ad.data.reading import read_ahead
 from cdo_ad.data.split import content_digest, group_images

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cdo_ad.calibration import CategoryCalibration
+from cdo_ad.conformal import CategoryCalibration
 from cdo_ad.errors import ConfigError
 
 __all__ = ["Drift", "DriftTest", "drift"]
@@ -37,7 +37,8 @@ class DriftTest:
 
         Args:
             calibration: of the images' category (`Calibration.of`), or scores of good images that the detector has
-            not seen. alpha: the share of good streams that may be accused falsely, in (0, 1).
+                not seen.
+            alpha: the share of good streams that may be accused falsely, in (0, 1).
             seed: of the numbers that break ties; the same seed and stream give the same answer.
 
         Raises:

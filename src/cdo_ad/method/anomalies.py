@@ -36,7 +36,8 @@ def add_anomaly(images: Tensor, kind: AnomalyKind, seeds: Sequence[int]) -> tupl
 
     Args:
         images: (B, 3, H, W) uint8 or float in 0..255; left as they are. `perlin` and `cut` take pieces of one
-        another's images. kind: one of `KINDS`.
+            another's images.
+        kind: one of `KINDS`.
         seeds: one an image.
 
     Returns:

@@ -27,9 +27,9 @@ OWN = 0.7
 STEPS = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the map that a branch may be given at once."""
 EARNS = 0.9
-"""A branch gets a share only if the synthetic error falls to this part of what it was, or below. Small changes of this error
-say nothing about real defects: with any gain allowed, castings would give half of the map to level 2 and fewer defects
-would be found (LOG.md)."""
+"""A branch gets a share only if the synthetic error falls to this part of what it was, or below. Small changes of this
+error say nothing about real defects: with any gain allowed, castings would give half of the map to level 2 and fewer
+defects would be found (LOG.md)."""
 ROUNDS = 3
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from cdo_ad import bundle as bundles
 from cdo_ad.bundle import Bundle
-from cdo_ad.calibration import Calibration, units_needed
+from cdo_ad.calibration import Calibration
+from cdo_ad.conformal import units_needed
 from cdo_ad.errors import BundleError, DataError
 from cdo_ad.evaluation import curves
 from cdo_ad.evaluation.evaluate import Evaluation, Evaluator, Scored

@@ -95,8 +95,8 @@ class Work:
         for key in now:
             if before.get(key) != now[key]:
                 raise ConfigError(
-                    f"--resume: {key} was {before.get(key)!r} and is {now[key]!r}: give the same settings, or start anew "
-                    "with  --restart"
+                    f"--resume: {key} was {before.get(key)!r} and is {now[key]!r}: give the same settings, or start "
+                    "anew with  --restart"
                 )
         return state
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.calibration import Unit, require_units, units_needed
 from cdo_ad.config import Config
+from cdo_ad.conformal import Unit, require_units, units_needed
 from cdo_ad.data import read_categories, read_dataset
 from cdo_ad.data.split import by_name, content_digest, fingerprint, group_images, hold_out
 from cdo_ad.errors import CalibrationError, CdoWarning, ConfigError, DataError
@@ -63,11 +63,11 @@ class Material:
     def taught(self, config: Config) -> list[int]:
         """Places of the images that an apprentice learns from.
 
-        In cross-conformal calibration with other branches a tenth of each category's units is kept from it, to
-        measure how much too small its disagreement is on images that it has seen.
+        In cross-conformal calibration a tenth of each category's units is kept from it, to measure how much too small
+        its disagreement is on images that it has seen.
         """
         everything = list(range(len(self.record.images)))
-        if config.calibration != "cross" or len(config.branches) < 2:
+        if config.calibration != "cross" or "disagreement" not in config.branches:
             return everything
         taught: list[int] = []
         for number, name in enumerate(self.categories):
@@ -164,7 +164,9 @@ def _parted(
     ]
     if config.calibration == "held-out":
         if not others:
-            raise CalibrationError("no image can be held out whole groups: set  --set calibration=cross")
+            raise CalibrationError(
+                "no image can be held out with all of its near copies: use  --set keep_groups_together=false"
+            )
         require_units(len(others), config.false_alarm_rate, samples[0].category)
     return fit, others, note
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cdo_ad import bundle as bundles
-from cdo_ad.calibration import Calibration, GoodScores
+from cdo_ad.calibration import Calibration
 from cdo_ad.config import CategorySpec, Config, ModelSpec
+from cdo_ad.conformal import CategoryCalibration, GoodScores
 from cdo_ad.data.defects import Defects
 from cdo_ad.data.store import ImageStore
+from cdo_ad.errors import CdoWarning
 from cdo_ad.files import write_json
 from cdo_ad.inference.calibrate import score_images
 from cdo_ad.inference.engines.torch import TorchEngine
@@ -36,6 +39,8 @@ MOST_IMAGES = 3000
 """Good images of a category that its branches are fitted on; 1.3 GB of features at 256 x 256."""
 MOST_COMPONENTS = 192
 INTENSITY_COMPONENTS = 8
+LONE = 1.5
+"""A good image whose score is so many times the next one's is named where it sets the threshold."""
 
 
 class _Places:
@@ -96,6 +101,7 @@ def fit_and_calibrate(
     if len(places) > 1:
         model.fit_categories([_batches(_Places(store, own), config.batch_size) for own in places])
     scores: dict[str, GoodScores] = {}
+    used: list[list[str]] = []
     for number, (name, own) in enumerate(zip(material.categories, places, strict=True)):
         units = material.units(own, name)
         kept = _at_most(units, MOST_IMAGES, config.seed)
@@ -104,6 +110,7 @@ def fit_and_calibrate(
         left_out = _fit(model, number, _Places(store, own), units, trained, _of(model, defects, number), config)
         unit = material.record.units[name]
         scores[name] = GoodScores(left_out.scores.tolist(), left_out.maxima.tolist(), units.tolist(), unit)
+        used.append([material.record.images[i].name for i in own])
     if config.calibration == "held-out":
         found = score_images(TorchEngine(model, model.mean.device), material.held_out)
         for number, name in enumerate(material.categories):
@@ -111,7 +118,26 @@ def fit_and_calibrate(
             unit = material.record.units[name]
             counted = [i if unit == "image" else material.record.held_out[i].group for i in own]
             scores[name] = GoodScores([found[i][0] for i in own], [found[i][1] for i in own], counted, unit)
-    return Calibration.fit(scores, config.false_alarm_rate, method=config.calibration)
+            used[number] = [material.record.held_out[i].name for i in own]
+    calibration = Calibration.fit(scores, config.false_alarm_rate, method=config.calibration)
+    for name, names in zip(material.categories, used, strict=True):
+        _name_the_lone(calibration.of(name), scores[name].scores, names)
+    return calibration
+
+
+def _name_the_lone(calibration: CategoryCalibration, scores: Sequence[float], names: Sequence[str]) -> None:
+    """Say which good image sets the threshold alone, far above all others: it costs defects, and may be no good one."""
+    if len(scores) < 2:
+        return
+    *_, second, first = np.argsort(scores).tolist()
+    if scores[first] == calibration.image_threshold > LONE * scores[second]:
+        warnings.warn(
+            f"{names[first]} alone sets the threshold: its score is {scores[first]:.2f}, that of the next good image "
+            f"{scores[second]:.2f}. Look at it: if production never looks like this, take it out and train again; more "
+            "defects are found then",
+            CdoWarning,
+            stacklevel=2,
+        )
 
 
 def _fit(

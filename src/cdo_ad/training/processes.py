@@ -39,8 +39,8 @@ def start_processes(device: str, devices: int, precision: str) -> Fabric:
     fabric.launch()
     if world > 1 and fabric.world_size != world:
         raise ConfigError(
-            f"{world} processes were started, but this one sees {fabric.world_size}: each would train alone; start them "
-            "with torchrun or srun, see docs/scaling.md"
+            f"{world} processes were started, but this one sees {fabric.world_size}: each would train alone; start "
+            "them with torchrun or srun, see docs/scaling.md"
         )
     return fabric
 

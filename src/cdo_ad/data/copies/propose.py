@@ -95,14 +95,25 @@ class _Descriptor:
         common = min(len(rows) // 16, rows.shape[1] // 8)
         if common:
             # leading directions tell how images are alike; damped to the level of the others, they leave what differs
-            variances, axes = np.linalg.eigh(values.T @ values / len(values))
-            self._axes = axes[:, -common:]
-            self._damped = np.sqrt(variances[-common - 1] / variances[-common:]) - 1
+            variances, axes = _principal(values, common + 1)
+            self._axes = axes[:, 1:]
+            self._damped = np.sqrt(variances[0] / variances[1:]) - 1
         self.own = self._told_apart(values)
         self.twins = [self._told_apart((twin - self._mean) / self._scale) for twin in twins]
 
     def _told_apart(self, values: FloatArray) -> FloatArray:
         return _unit((values + (values @ self._axes * self._damped) @ self._axes.T).astype(np.float32))
+
+
+def _principal(values: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
+    """Variances, ascending, and (D, count) axes of the leading directions of (n, D) rows, count <= min(n, D)."""
+    n, width = values.shape
+    if width <= n:
+        variances, axes = np.linalg.eigh(values.T @ values / n)
+        return variances[-count:], axes[:, -count:]
+    variances, sides = np.linalg.eigh(values @ values.T / n)  # as many, in a smaller matrix
+    variances, sides = variances[-count:], sides[:, -count:]
+    return variances, values.T @ (sides / np.sqrt(n * variances))
 
 
 def _unit(values: FloatArray) -> FloatArray:

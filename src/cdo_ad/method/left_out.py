@@ -1,0 +1,72 @@
+"""Fit the densities of a category's branches on some of its good images; judge images by those that left them out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdo_ad.config import BranchName
+from cdo_ad.method.bank import Bank
+from cdo_ad.method.branches import INTENSITY_SHRINKAGE, Branches, Inputs
+
+__all__ = ["Densities"]
+
+
+class Densities:
+    """Of the branches of one category, on a device. Each fit takes the place of the one before."""
+
+    def __init__(self, branches: Branches, device: torch.device) -> None:
+        """The branches, whose buffers lie on `device`."""
+        self.branches, self.device = branches, device
+
+    def fit(self, name: BranchName, good: Inputs, chosen: Tensor | None = None) -> None:
+        """Fit a branch's density on some of the good images, or all."""
+        if name == "disagreement":
+            return
+        at = torch.arange(len(good.context)) if chosen is None else chosen
+        device = self.device
+        density, vectors = self.branches.density(name), good.vectors[name][:, at].to(device)
+        if isinstance(density, Bank):
+            density.fit(vectors)
+        elif name == "intensity":
+            density.fit(vectors, good.cells[at].to(device), INTENSITY_SHRINKAGE)
+        else:
+            density.fit(vectors, good.context[at].to(device))
+
+    def raw(self, name: BranchName, seen: Inputs, chosen: Tensor) -> Tensor:
+        """(M, h, w) distances of a branch for some images."""
+        device = self.device
+        vectors = {name: seen.vectors[name][:, chosen].to(device)} if name in seen.vectors else {}
+        some = Inputs(
+            [m[chosen].to(device) for m in seen.levels],
+            vectors,
+            seen.context[chosen].to(device),
+            seen.cells[chosen].to(device),
+        )
+        return self.branches.raw(name, some).cpu()
+
+    def left_out(
+        self,
+        name: BranchName,
+        seen: Inputs,
+        folds: Tensor,
+        good: Inputs | None = None,
+        seen_folds: Tensor | None = None,
+    ) -> Tensor:
+        """(M, h, w) distances of images, each by a density that was fitted without their fold.
+
+        Args:
+            name: of the branch.
+            seen: of the images that are judged.
+            folds: (N,) of the good images.
+            good: the good images, where they are not those that are judged.
+            seen_folds: (M,) the fold whose density judges each image, where it is not its own.
+        """
+        good, own = seen if good is None else good, folds if seen_folds is None else seen_folds
+        found = torch.empty(len(own), *self.branches.grids[name])
+        for fold in range(int(folds.max()) + 1):
+            at = torch.nonzero(own == fold).flatten()
+            if len(at):
+                self.fit(name, good, torch.nonzero(folds != fold).flatten())
+                found[at] = self.raw(name, seen, at)
+        return found
