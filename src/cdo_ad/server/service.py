@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.files import exclusive, writing
+from cdo_ad.server.line.station import Station
 from cdo_ad.server.metrics import Metrics
 from cdo_ad.server.serving.inspector import Inspector
 from cdo_ad.server.serving.models import Models
@@ -43,6 +44,7 @@ class Service:
     keys: KeyStore
     audit: AuditTrail
     inspector: Inspector
+    station: Station
 
     def serve_run(self, run: Path, product: str) -> Version:
         """Make a run folder a version of a product and activate it, unless its weights are one already.
@@ -99,14 +101,16 @@ def opened(settings: ServerSettings) -> Iterator[Service]:
         models = Models(catalogue, settings.backend, settings.device)
         recorder = Recorder(engine, images)
         inspector = Inspector(settings, models, images, recorder, metrics)
+        station = Station(engine, inspector, metrics)
         service = Service(
-            settings, metrics, catalogue, models, History(engine), images, KeyStore(engine), audit, inspector,
+            settings, metrics, catalogue, models, History(engine), images, KeyStore(engine), audit, inspector, station
         )  # fmt: skip
         try:
             yield service
         finally:
             inspector.close()
             recorder.close()
+            station.close()
             engine.dispose()
 
 

@@ -18,14 +18,14 @@ with needs_extra("server", "the server"):
     from starlette.staticfiles import StaticFiles
 
 from cdo_ad.server.service import Service
-from cdo_ad.server.web import administering, inspecting, protocol, reviewing
+from cdo_ad.server.web import administering, inspecting, lining, protocol, reviewing
 from cdo_ad.server.web.access import RateLimit
 from cdo_ad.server.web.guard import Guard
 from cdo_ad.server.web.problems import handle_errors
 
 __all__ = ["make_app"]
 
-ROUTERS = (inspecting.router, reviewing.router, administering.router, protocol.router)
+ROUTERS = (inspecting.router, reviewing.router, administering.router, lining.router, protocol.router)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -34,9 +34,11 @@ def make_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tidy = asyncio.create_task(service.tidy())
+        service.station.start(asyncio.get_running_loop())
         try:
             yield
         finally:
+            await asyncio.to_thread(service.station.stop)
             tidy.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await tidy
