@@ -18,14 +18,16 @@ with needs_extra("server", "the server"):
     from starlette.staticfiles import StaticFiles
 
 from cdo_ad.server.service import Service
-from cdo_ad.server.web import administering, inspecting, lining, protocol, reviewing
+from cdo_ad.server.web import administering, inspecting, lining, protocol, reviewing, teaching, versioning
 from cdo_ad.server.web.access import RateLimit
 from cdo_ad.server.web.guard import Guard
 from cdo_ad.server.web.problems import handle_errors
 
 __all__ = ["make_app"]
 
-ROUTERS = (inspecting.router, reviewing.router, administering.router, lining.router, protocol.router)
+ROUTERS = tuple(
+    module.router for module in (inspecting, reviewing, teaching, versioning, lining, administering, protocol)
+)
 
 
 def make_app(service: Service) -> FastAPI:
