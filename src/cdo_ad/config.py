@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cdo_ad.errors import ConfigError
 from cdo_ad.files import Document, problem
+from cdo_ad.region import MOST_TEXT, unpack_region
 
 __all__ = [
     "ANOMALY_KINDS",
@@ -197,9 +198,13 @@ class CategorySpec(Document):
     centres: int = Field(default=1, ge=1)
     """Vectors of the bank."""
     defect_head: bool = False
+    region: str = Field(default="", max_length=MOST_TEXT)
+    """The region of interest at the input size, see `cdo_ad.region`; empty for the whole image."""
 
     @classmethod
-    def from_config(cls, config: Config, name: str = "", components: int = 0, intensity_components: int = 0) -> Self:
+    def from_config(
+        cls, config: Config, name: str = "", components: int = 0, intensity_components: int = 0, region: str = ""
+    ) -> Self:
         """What settings ask for; a bank has `cdo_ad.config.CENTRES` vectors."""
         return cls(
             name=name,
@@ -208,6 +213,7 @@ class CategorySpec(Document):
             components=components,
             intensity_components=intensity_components,
             centres=CENTRES,
+            region=region,
         )
 
 
@@ -222,6 +228,13 @@ class ModelSpec(Document):
     score_top: float = Field(ge=0, lt=1)
     categories: tuple[CategorySpec, ...] = Field(min_length=1)
     """In the order in which the model numbers them; one of no name in most runs."""
+
+    @model_validator(mode="after")
+    def _regions_fit(self) -> Self:
+        for category in self.categories:
+            if category.region and unpack_region(category.region).shape != self.image_size:
+                raise ValueError(f"the region of {category.name!r} is not of the input's size")
+        return self
 
     @classmethod
     def from_config(cls, config: Config, categories: Sequence[CategorySpec] = ()) -> ModelSpec:

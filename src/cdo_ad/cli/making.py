@@ -33,6 +33,10 @@ def train(
     defects: Annotated[
         Path | None, typer.Option(help="Folder with a few labelled defects (images and masks) to learn from too.")
     ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(help='Where to inspect: a mask file, a polygon such as "0.1,0.1 0.9,0.1 0.5,0.9", or auto.'),
+    ] = None,
     unified: Annotated[bool, typer.Option("--unified", help="One model for all categories in DATA.")] = False,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
@@ -49,7 +53,8 @@ def train(
     config = _config(recipe, setting, seed, false_alarm_rate)
     bundle = make_run(
         data, out, config, layout=layout, category=category, unified=unified, device=device, devices=devices,
-        defects=defects, interrupted="resume" if resume else "discard" if restart else "refuse", workers=workers,
+        defects=defects, region=region, workers=workers,
+        interrupted="resume" if resume else "discard" if restart else "refuse",
     )  # fmt: skip
     if os.environ.get("LOCAL_RANK", "0") != "0":  # one process of several speaks
         return

@@ -25,7 +25,8 @@ from cdo_ad.inference.engines import load_export
 from cdo_ad.inference.engines.base import UNKNOWN, Engine, Output, infer_stream
 from cdo_ad.inference.engines.torch import TorchEngine, choose_device, gpu_present, load_model
 from cdo_ad.inference.regions import find_regions
-from cdo_ad.types import Float32Array, Prediction
+from cdo_ad.region import resize_region, unpack_region
+from cdo_ad.types import Float32Array, MaskArray, Prediction
 
 __all__ = ["BACKENDS", "Detector", "Item", "load", "resize_map"]
 
@@ -166,6 +167,13 @@ class Detector:
             seconds=0.0 if start is None else time.perf_counter() - start,
             path=path,
         )
+
+    def region(self, category: str, size: tuple[int, int]) -> MaskArray | None:
+        """(H, W) bool for an image of that size: where a category is inspected; None for everywhere."""
+        if self.bundle is None:
+            return None
+        packed = self.bundle.model.categories[max(0, self._number(category or None))].region
+        return resize_region(unpack_region(packed), size) if packed else None
 
     def _number(self, category: str | None) -> int:
         if len(self.categories) == 1:

@@ -21,6 +21,7 @@ from cdo_ad.method.bank import Bank
 from cdo_ad.method.defect_head import DefectHead
 from cdo_ad.method.gaussian import ConditionalGaussian
 from cdo_ad.method.preprocess import mean_matrix, to_grid
+from cdo_ad.region import unpack_region
 
 __all__ = ["DEFECT_HEAD", "Branches", "Inputs", "Shape", "describe"]
 
@@ -77,6 +78,7 @@ def describe(names: Sequence[BranchName], images: Tensor, expert: Sequence[Tenso
 class Branches(nn.Module):
     """The branches of one category. The disagreement alone is the paper's form: the plain sum of its levels."""
 
+    region: Tensor | None
     weight: Tensor
     offset: Tensor
 
@@ -106,6 +108,10 @@ class Branches(nn.Module):
             elif name != "disagreement":
                 self.densities[_key(name)] = ConditionalGaussian(height * width, channels, context, spec.components)
         self.defect_head: DefectHead | None = None
+        # (H, W) float, 1 where images are inspected; it is in the spec, so not among the weights
+        self.register_buffer(
+            "region", torch.from_numpy(unpack_region(spec.region)).float() if spec.region else None, persistent=False
+        )
         if self.plain:
             return
         for name in names:  # what good images get that the branch has not seen
@@ -116,6 +122,12 @@ class Branches(nn.Module):
         self.register_buffer("offset", torch.zeros(()))
         if spec.defect_head:
             self.add_defect_head()
+
+    def inspected(self, grid: tuple[int, int]) -> Tensor:
+        """(h, w) bool: cells of a grid that hold some of the region of interest; all without one."""
+        if self.region is None:
+            return torch.ones(grid, dtype=torch.bool)
+        return F.adaptive_max_pool2d(self.region[None, None], grid)[0, 0] > 0
 
     def density(self, name: BranchName) -> ConditionalGaussian | Bank:
         """The fitted part of a branch."""

@@ -132,7 +132,7 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     if key := training_difference(before, now):
         raise ConfigError(f"{key} was {before[key]!r} and is {now[key]!r}: that needs a training of its own")
     _require_own_images(bundle)
-    material = Material(bundle.data, bundle.model.names, tuple(as_samples(bundle.data)))
+    material = Material(bundle.data, bundle.model.names, tuple(as_samples(bundle.data)), _regions(bundle))
     return make_run(
         out, config, material, Machine(device=device), start=bundle, interrupted="discard", keep_apprentice=True
     )
@@ -188,7 +188,11 @@ def _together(bundle: Bundle, good: Sequence[tuple[Path, int]], bad: Sequence[Sa
             "adapted_from": old.fingerprint,
         }
     )
-    return Material(record, names, tuple(as_samples(record)))
+    return Material(record, names, tuple(as_samples(record)), _regions(bundle))
+
+
+def _regions(bundle: Bundle) -> tuple[str, ...]:
+    return tuple(category.region for category in bundle.model.categories)
 
 
 def _judge(detector: Detector, files: Sequence[tuple[Path, int]]) -> list[tuple[float, bool]]:

@@ -67,8 +67,9 @@ def specify(config: Config, material: Material) -> ModelSpec:
                 name,
                 components=min(components_for(n, config.context_share, n), MOST_COMPONENTS),
                 intensity_components=min(INTENSITY_COMPONENTS, n // 10) if config.context_share else 0,
+                region=region,
             )
-            for name, n in zip(material.categories, sizes, strict=True)
+            for name, n, region in zip(material.categories, sizes, material.regions or [""] * len(sizes), strict=True)
         ],
     )
 

@@ -57,6 +57,7 @@ def train(
     device: str = "auto",
     devices: int = 1,
     defects: Path | str | None = None,
+    region: Path | str | None = None,
     interrupted: AfterInterruption = "refuse",
     workers: int = 2,
     memory_budget: int = MEMORY_BUDGET,
@@ -74,6 +75,8 @@ def train(
         device: `auto`, `cpu`, `cuda` or `mps` (Fabric's accelerator names).
         devices: number of devices; each trains on its share of every batch.
         defects: folder with a few labelled defects to learn from too, see `cdo_ad.data.defects.read_defects`.
+        region: where to inspect: a mask file, a folder with one for each category, a polygon, or `auto`; see
+            `cdo_ad.data.region.read_region`. The anomaly map is 0 elsewhere. None for the whole image.
         interrupted: what to do with an interrupted training of `out`: refuse to touch it, go on with it (the result is
             that of an uninterrupted one), or discard it.
         workers: processes that read images which do not fit in memory, and threads that decode those which do.
@@ -99,6 +102,8 @@ def train(
         (height, width), why = choose_input_size(material.paths, config.budget)
         config = config.replace(image_height=height, image_width=width)
         material = material.told(why)
+    if region is not None:
+        material = material.inside(region, config.image_size)
     return make_run(out, config, material, Machine(device, devices, workers, memory_budget), interrupted=interrupted)
 
 
