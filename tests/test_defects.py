@@ -119,6 +119,6 @@ def test_evaluate_leaves_out_the_defects_that_were_learned(tmp_path: Path) -> No
         (taught / "ground_truth" / folder.name / sample.mask_path.name).symlink_to(sample.mask_path)
     train(data, tmp_path / "run", TINY.replace(epochs=1), device="cpu", defects=taught)
     assert len(read_bundle(tmp_path / "run").data.defects) == 3
-    counts = evaluate(load(tmp_path / "run", backend="torch", device="cpu"), read_dataset(data)).metrics.n
+    found = evaluate(load(tmp_path / "run", backend="torch", device="cpu"), read_dataset(data))
     total = len([s for s in read_dataset(data) if s.anomalous])
-    assert counts.learned == 3 and counts.anomalous == total - 3
+    assert found.learned == 3 and found.metrics.n.anomalous == total - 3

@@ -105,8 +105,8 @@ def fit_branches(
         parts = np.unique(units, return_counts=True)[1]
         if len(images) - parts.max() < 2:
             raise ConfigError(
-                f"good images of {len(parts)} part(s) cannot calibrate a detector: each is judged by those of the other "
-                "parts, which must be two images at least; add good images"
+                f"good images of {len(parts)} part(s) cannot calibrate a detector: each is judged by those of the "
+                "other parts, which must be two images at least; add good images"
             )
         return fit.run(units, trained, defects)
 

@@ -137,8 +137,8 @@ def _parted(
     least = least_images(config)
     if len(train) < least:
         raise DataError(
-            f"{data}: {len(train)} good image(s) cannot make a calibrated detector: give {least} at the least, 19 for a "
-            "false-alarm rate of 5 %, 99 for 1 %"
+            f"{data}: {len(train)} good image(s) cannot make a calibrated detector: give {least} at the least, 19 for "
+            "a false-alarm rate of 5 %, 99 for 1 %"
         )
     groups, note = np.arange(len(train)), "near copies were not looked for"
     if config.keep_groups_together:
