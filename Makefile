@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
 
-.PHONY: demo test lint types format fuzz bench install clean
+.PHONY: demo test lint types format fuzz kills package audit sbom bench install clean
 
 install: $(VENV)/.installed
 
@@ -35,9 +35,30 @@ format: install
 fuzz: install  # nightly: damaged and hostile images, tables and folders
 	$(BIN)/python benchmarks/fuzz_inputs.py --inputs 100000
 
+kills: install  # nightly: commands killed at random moments
+	$(BIN)/python benchmarks/kills.py --kills 200
+
+package: install  # wheel and sdist; the wheel is installed in a clean environment and runs the demo from there
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet "$$(ls dist/*.whl)[train,evaluate]"
+	cd dist && ../.venv-wheel/bin/cdo-ad demo --quick --out demo && rm -rf demo
+
+audit: install  # known faults of the dependencies, and their licences
+	$(BIN)/python -m pip install --quiet pip-audit pip-licenses
+	$(BIN)/pip-licenses --format=markdown --order=license --output-file=docs/licences.md
+	$(BIN)/pip-audit --skip-editable
+
+sbom: install  # what a release is made of, CycloneDX
+	$(BIN)/python -m pip install --quiet cyclonedx-bom
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --output-file dist/sbom.json
+
 bench: install
 	$(BIN)/python benchmarks/epoch.py
 	$(BIN)/python benchmarks/metrics_scale.py
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-wheel dist demo .mypy_cache .ruff_cache .pytest_cache

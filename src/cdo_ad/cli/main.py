@@ -41,6 +41,9 @@ def _options(
 
 def main() -> None:
     """Run the command line; the entry point of `cdo-ad`."""
+    # torch's threads wait for each other at full load otherwise: beside another busy process that costs several times
+    # (benchmarks/busy.py). The OpenMP library reads this when torch is imported, so it must be set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(words) < len(sys.argv) - 1
     warnings.showwarning = _show_warning

@@ -122,9 +122,11 @@ class _Fit:
         self.densities = Densities(branches, model.mean.device)
 
     def plain(self) -> LeftOut:
-        """The paper's form has nothing to fit; scores are left-out only where the images are held out."""
-        maps = [self.model.finish(self.branches, list(self.branches.maps(seen).values())) for seen in self.seen.good()]
-        return self._scores(torch.cat(maps))
+        """The paper's form has nothing to fit, and learned from these images: thresholds come from held-out ones."""
+        maps = torch.cat(
+            [self.model.finish(self.branches, list(self.branches.maps(seen).values())) for seen in self.seen.good()]
+        )
+        return self._scores(maps)
 
     def run(
         self, units: IntArray, trained: npt.NDArray[np.bool_] | None, defects: tuple[Tensor, Tensor] | None
@@ -135,7 +137,8 @@ class _Fit:
         folds = torch.from_numpy(make_folds(units, fold_count(len(units)), self.settings.seed))
         maps = {name: self.densities.left_out(name, good, folds) for name in self.branches.names}
         if "disagreement" in maps and trained is not None and not trained.all():
-            maps["disagreement"] = self._raised(maps["disagreement"], torch.from_numpy(trained))
+            own = maps["disagreement"]
+            maps["disagreement"] = _raised(own, self.model.enlarge(own), torch.from_numpy(trained))
         standard = self._standardized(maps, folds)
         self._set_units(standard, torch.tensor([weights[name] for name in self.branches.names]))
         heads = None
@@ -179,12 +182,6 @@ class _Fit:
         names = self.branches.names
         begin = [name for name in (STEADY if len(self.images) < FEW else (BASE,)) if name in names] or [names[0]]
         return torch.tensor([1 / len(begin) if name in begin else 0.0 for name in names])
-
-    def _raised(self, maps: Tensor, trained: Tensor) -> Tensor:
-        """The disagreement of images that the apprentice learned from, times how much too small it is on the median."""
-        peaks = self.model.enlarge(maps).flatten(1).amax(dim=1)
-        ratio = max(1.0, float(peaks[~trained].median() / peaks[trained].median()))
-        return torch.where(trained[:, None, None], maps * ratio, maps)
 
     # ---- one map
 
@@ -278,3 +275,10 @@ class _Fit:
         self.branches.weight[:-1] *= 1 - share
         self.branches.weight[-1] = share / scatter
         self.branches.offset.copy_((1 - share) * self.branches.offset + share * peaks.mean() / scatter)
+
+
+def _raised(maps: Tensor, enlarged: Tensor, trained: Tensor) -> Tensor:
+    """Disagreements of images that the apprentice learned from, times how much too small they are on the median."""
+    peaks = enlarged.flatten(1).amax(dim=1)
+    ratio = max(1.0, float(peaks[~trained].median() / peaks[trained].median()))
+    return torch.where(trained[:, None, None], maps * ratio, maps)

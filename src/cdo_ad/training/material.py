@@ -63,11 +63,11 @@ class Material:
     def taught(self, config: Config) -> list[int]:
         """Places of the images that an apprentice learns from.
 
-        In cross-conformal calibration with other branches a tenth of each category's units is kept from it, to
-        measure how much too small its disagreement is on images that it has seen.
+        In cross-conformal calibration a tenth of each category's units is kept from it, to measure how much too small
+        its disagreement is on images that it has seen.
         """
         everything = list(range(len(self.record.images)))
-        if config.calibration != "cross" or len(config.branches) < 2:
+        if config.calibration != "cross" or "disagreement" not in config.branches:
             return everything
         taught: list[int] = []
         for number, name in enumerate(self.categories):
