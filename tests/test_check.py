@@ -234,7 +234,7 @@ def test_held_out_images_alone_calibrate_where_that_is_asked(data: Path) -> None
 
 def test_one_good_image_is_not_enough(tmp_path: Path) -> None:
     root = make_folder(tmp_path, good=1, defective=2)
-    assert any(f.kind == "too-few-good" and "2 are needed" in f.text for f in check(root, CONFIG).findings)
+    assert any(f.kind == "too-few-good" and "3 are needed" in f.text for f in check(root, CONFIG).findings)
 
 
 def test_a_plain_folder_and_a_missing_one(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_numbers_are_those_of_evaluate(run: Path) -> None:
         assert list(category["distributions"][source]) == [*DISAGREEMENT, FUSED]
     x, y = (np.array(category["curves"]["image_roc"][k]) for k in "xy")
     assert np.trapezoid(y, x) == pytest.approx(metrics["image"]["auroc"], abs=1e-4)
-    assert category["power"]["n"] == 24
+    assert category["power"]["n"] == 12
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_without_any_test_image_the_page_still_serves(run: Path, tmp_path: Path)
     assert document["metrics"] is category["metrics"] is None and not document["labelled"]
     scores = [p["score"] for p in document["images"]]
     assert len(scores) == 10 and scores == sorted(scores, reverse=True)
-    assert category["power"]["n"] == 24 and category["distributions"]["real"] == {}
+    assert category["power"]["n"] == 12 and category["distributions"]["real"] == {}
     with browser_page(page) as (browser, complaints):
         browser.wait_for_selector("#histogram .main-svg")
         assert browser.locator("#cards-images figure").count() == 10

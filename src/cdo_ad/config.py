@@ -21,6 +21,7 @@ __all__ = [
     "ModelSpec",
     "Optimizer",
     "Schedule",
+    "least_images",
     "training_difference",
 ]
 
@@ -257,6 +258,11 @@ class ModelSpec(Document):
     def branches(self) -> tuple[BranchName, ...]:
         """All branches that any category has."""
         return tuple(dict.fromkeys(name for category in self.categories for name in category.branches))
+
+
+def least_images(config: Config) -> int:
+    """Good images that a run needs: each that calibrates is judged by what was learned from two others or more."""
+    return 3 if config.calibration == "cross" else 2
 
 
 AFTER_TRAINING = frozenset(

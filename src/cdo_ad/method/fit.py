@@ -97,16 +97,20 @@ def fit_branches(
         The left-out scores, in the order of the images.
 
     Raises:
-        ConfigError: fewer than two images or units, or images without any variation.
+        ConfigError: without one part fewer than two images are left, or images have no variation.
     """
     model.eval()
-    if len(images) < 2 or len(np.unique(units)) < 2:
-        raise ConfigError(
-            f"{len(np.unique(units))} different good image(s) cannot calibrate a detector: give 2 at least"
-        )
     fit = _Fit(model, model.branches(number), images, settings, progress)
     with torch.no_grad():
-        return fit.plain() if fit.branches.plain else fit.run(units, trained, defects)
+        if fit.branches.plain:
+            return fit.plain()
+        parts = np.unique(units, return_counts=True)[1]
+        if len(images) - parts.max() < 2:
+            raise ConfigError(
+                f"good images of {len(parts)} part(s) cannot calibrate a detector: each is judged by those of the "
+                "other parts, which must be two images at least; add good images"
+            )
+        return fit.run(units, trained, defects)
 
 
 class _Fit:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.config import Config
+from cdo_ad.config import Config, least_images
 from cdo_ad.conformal import Unit, require_units, units_needed
 from cdo_ad.data import read_categories, read_dataset
 from cdo_ad.data.region import read_region
@@ -147,10 +147,11 @@ def _parted(
         raise DataError(f"{data}: there is no good image to learn from: put some into train/good or good")
     if config.calibration == "cross":
         train, own = by_name([*train, *own]), []  # every good image teaches and calibrates
-    if len(train) < 2:
+    least = least_images(config)
+    if len(train) < least:
         raise DataError(
-            f"{data}: one good image cannot make a calibrated detector: give 2 at the least, 19 for a false-alarm rate "
-            "of 5 %, 99 for 1 %"
+            f"{data}: {len(train)} good image(s) cannot make a calibrated detector: give {least} at the least, 19 for "
+            "a false-alarm rate of 5 %, 99 for 1 %"
         )
     groups, note = np.arange(len(train)), "near copies were not looked for"
     if config.keep_groups_together:
