@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -68,7 +69,7 @@ def describe(names: Sequence[BranchName], images: Tensor, expert: Sequence[Tenso
     if "bank" in names:
         size = (int(last.shape[-2]), int(last.shape[-1]))
         vectors["bank"] = _positions(torch.cat([F.adaptive_avg_pool2d(middle, size), last], dim=1))
-    cells = images.new_zeros(len(images), 0)
+    cells = images.new_zeros(images.shape[0], 0)  # not len(): a tracer would take it for a constant
     if "intensity" in names:
         grid = intensities(images, intensity_grid((int(images.shape[-2]), int(images.shape[-1]))))
         vectors["intensity"], cells = _positions(grid), grid.flatten(1)
@@ -246,8 +247,15 @@ def _chosen(maps: Tensor) -> Tensor:
     channels = int(maps.shape[1])
     if channels <= CHANNELS:
         return maps
+    return maps[:, _choice(channels).to(maps.device)]
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _choice(channels: int) -> Tensor:
+    """(CHANNELS,) int64, ascending; kept, so that a traced model holds it as a constant."""
     order = torch.randperm(channels, generator=torch.Generator().manual_seed(0))
-    return maps[:, order[:CHANNELS].sort().values.to(maps.device)]
+    return order[:CHANNELS].sort().values
 
 
 def _grid(name: BranchName, shapes: Sequence[Shape], image_size: tuple[int, int]) -> tuple[int, int]:

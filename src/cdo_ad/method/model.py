@@ -177,7 +177,7 @@ class AnomalyModel(nn.Module):
 
     def choose(self, expert: Sequence[Tensor], categories: Tensor | None = None) -> Tensor:
         """(B,) int64: the given categories; in the place of an unknown one, the nearest."""
-        count = len(expert[-1])
+        count = expert[-1].shape[0]  # not len(): a tracer would take it for a constant
         if len(self.members) == 1:
             return torch.zeros(count, dtype=torch.int64, device=expert[-1].device)
         away = ((_mean(expert)[:, None] - self.centres) / self.widths).square().sum(dim=2)
