@@ -183,9 +183,13 @@ def test_cells_that_are_partly_defect_count_for_neither() -> None:
     mask = np.zeros((8, 8), bool)
     mask[:4, :4] = True  # one whole cell of a 2 x 2 grid
     mask[0, 4] = True  # a sixteenth of its neighbour
-    distributions.add({"a": np.array([[5, 100], [1, 2]], np.float32)}, mask)
-    found = distributions.summary()["a"]
-    assert (found["mean_anomalous"], found["mean_normal"]) == (5, 1.5)
+    finer = np.full((4, 4), 3, np.float32)  # a branch with a grid of its own
+    finer[:2, :2] = 7
+    finer[0, 2] = 100
+    distributions.add({"a": np.array([[5, 100], [1, 2]], np.float32), "b": finer}, mask)
+    found = distributions.summary()
+    assert (found["a"]["mean_anomalous"], found["a"]["mean_normal"]) == (5, 1.5)
+    assert (found["b"]["mean_anomalous"], found["b"]["mean_normal"]) == (7, 3)
 
 
 def test_thumbnails_keep_to_their_budget_and_keep_small_defects() -> None:
