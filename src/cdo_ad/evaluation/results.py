@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,9 @@ from cdo_ad.files import problem, relative_name, write_bytes, write_json
 from cdo_ad.inference.detector import load
 from cdo_ad.types import GOOD, Sample
 
-__all__ = ["Results", "evaluate_run", "images_csv", "read_metrics", "read_results", "write_results"]
+__all__ = [
+    "Results", "evaluate_run", "images_csv", "images_fingerprint", "read_metrics", "read_results", "write_results",
+]  # fmt: skip
 
 METRICS, IMAGES, PIXELS = "metrics.json", "images.csv", "pixels.npz"
 COLUMNS = ("path", "defect_type", "category", "score", "p_value", "anomalous")
@@ -153,14 +156,20 @@ def write_results(run: Path | str, evaluation: Evaluation, root: Path | str) -> 
 
 
 def _fingerprints(evaluation: Evaluation) -> dict[str, str]:
-    """Of each category's images, named relative to their common folder, wherever the data set lies."""
+    """Of each category's images, wherever the data set lies."""
     by_category: dict[str, list[Sample]] = {}
     for item in evaluation.scored:
         by_category.setdefault(item.category, []).append(item.sample)
-    return {
-        name: fingerprint(samples, os.path.commonpath([sample.path.parent.absolute() for sample in samples]))
-        for name, samples in by_category.items()
-    }
+    return {name: images_fingerprint(samples) for name, samples in by_category.items()}
+
+
+def images_fingerprint(samples: Sequence[Sample]) -> str:
+    """Of images that were evaluated, as `metrics.json` holds it: named relative to their common folder.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    return fingerprint(samples, os.path.commonpath([sample.path.parent.absolute() for sample in samples]))
 
 
 def images_csv(evaluation: Evaluation, root: Path) -> str:
