@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdo_ad.cli.options import AsJson, Data, Device, Layout, say, show, show_json
+from cdo_ad.cli.options import AsJson, Category, Data, Device, Layout, Run, say, show, show_json
 
 if TYPE_CHECKING:
     from cdo_ad.scale.sweeps import Outcome
@@ -63,4 +63,43 @@ def _tell(outcome: Outcome) -> None:
     say(f"{outcome.job.name}: image AUROC {100 * outcome.image_auroc:.2f} ({how}), {outcome.run}")
 
 
-VERBS = (sweep,)
+def score(
+    run: Run,
+    source: Annotated[str, typer.Argument(metavar="URI", help="Folder, file or pattern: a path, s3://..., ...")],
+    out: Annotated[str, typer.Option(metavar="URI", help="Folder for the results; the same one goes on.")],
+    category: Category = None,
+    column: Annotated[str | None, typer.Option(help="Of Parquet files: the column of images.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, torch, openvino, openvino-int8 or onnx.")] = "auto",
+    device: Device = "auto",
+    processes: Annotated[int | None, typer.Option(help="Processes that judge. Default: all there is room for.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs for each process.")] = None,
+    ray: Ray = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge very many images, wherever they are stored, into Parquet; a second call does what is missing."""
+    import dataclasses
+
+    from cdo_ad.progress import progress_bar
+    from cdo_ad.scale.scoring import score as judge_all
+
+    with progress_bar() as bar:
+        task = bar.add_task("judging images", total=None, note="")
+        done = judge_all(
+            run, source, out=out, category=category, column=column, backend=backend, device=device,
+            processes=processes, cpus=cpus, ray=ray, tell=lambda so_far: bar.update(task, completed=so_far.images),
+        )  # fmt: skip
+    for problem in done.missing:
+        say(f"error: {problem}")
+    if as_json:
+        show_json(dataclasses.asdict(done))
+    else:
+        show(f"{out}: {done.images} images judged, {done.anomalous} anomalous, {done.failed} could not be read")
+        if done.known_images or done.known_parts:
+            show(f"judged before: {done.known_images} image files, {done.known_parts} shards or groups of rows")
+    if done.missing:
+        say(f"{len(done.missing)} parts are missing; the same command tries only these again")
+    if done.missing or done.failed:
+        raise typer.Exit(1)
+
+
+VERBS = (sweep, score)

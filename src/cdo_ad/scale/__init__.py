@@ -4,6 +4,7 @@
 Both need the extra `scale`.
 """
 
+from cdo_ad.scale.scoring import ScoreSummary, score
 from cdo_ad.scale.sweeps import Outcome, Sweep, sweep
 
-__all__ = ["Outcome", "Sweep", "sweep"]
+__all__ = ["Outcome", "ScoreSummary", "Sweep", "score", "sweep"]
