@@ -25,7 +25,7 @@ with needs_extra("train", "quantising a run"):
     import torch
 
     from cdo_ad.method.anomalies import KINDS, add_anomaly
-    from cdo_ad.method.fit import CONTRAST, ImageSource
+    from cdo_ad.method.seen import CONTRAST, ImageSource
     from cdo_ad.method.white_noise import image_seed
 
 __all__ = ["ALLOWED_FALL", "Metrics", "Quality", "Trial", "labelled_metrics", "synthetic_trial", "trial_metrics"]

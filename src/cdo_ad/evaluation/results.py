@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from cdo_ad.inference.detector import load
 from cdo_ad.types import GOOD, Sample
 
 __all__ = [
-    "Results", "describe", "evaluate_run", "images_csv", "measure_run", "read_metrics", "read_results", "write_results",
+    "Results", "describe", "evaluate_run", "images_csv", "images_fingerprint", "measure_run", "read_metrics",
+    "read_results", "write_results",
 ]  # fmt: skip
 
 METRICS, IMAGES, PIXELS = "metrics.json", "images.csv", "pixels.npz"
@@ -178,14 +180,20 @@ def describe(evaluation: Evaluation, root: Path | str) -> tuple[MetricsFile, dic
 
 
 def _fingerprints(evaluation: Evaluation) -> dict[str, str]:
-    """Of each category's images, named relative to their common folder, wherever the data set lies."""
+    """Of each category's images, wherever the data set lies."""
     by_category: dict[str, list[Sample]] = {}
     for item in evaluation.scored:
         by_category.setdefault(item.category, []).append(item.sample)
-    return {
-        name: fingerprint(samples, os.path.commonpath([sample.path.parent.absolute() for sample in samples]))
-        for name, samples in by_category.items()
-    }
+    return {name: images_fingerprint(samples) for name, samples in by_category.items()}
+
+
+def images_fingerprint(samples: Sequence[Sample]) -> str:
+    """Of images that were evaluated, as `metrics.json` holds it: named relative to their common folder.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    return fingerprint(samples, os.path.commonpath([sample.path.parent.absolute() for sample in samples]))
 
 
 def images_csv(evaluation: Evaluation, root: Path) -> str:

@@ -186,7 +186,9 @@ class Detector:
         return self.categories.index(category)
 
 
-def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: str = "latency") -> Detector:
+def load(
+    run: Path | str, *, backend: str = "auto", device: str = "auto", mode: str = "latency", threads: int | None = None
+) -> Detector:
     """The detector of a run folder or of an exported model.
 
     Args:
@@ -197,6 +199,8 @@ def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: 
             An int8 model judges by its own calibration, which is inside its file, never by the run's.
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; what the engine offers.
         mode: of OpenVINO: `latency` or `throughput`, see `cdo_ad.inference.engines.openvino.OpenVinoEngine`.
+        threads: of the CPU, for an exported model; None for as many as there are cores. Torch has one number of threads
+            for the whole process: `torch.set_num_threads`.
 
     Raises:
         BundleError: a folder that is no complete run, an export that is missing, damaged or of other weights.
@@ -210,13 +214,13 @@ def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: 
         kind = "onnx" if path.suffix == ".onnx" else "openvino"
         if backend not in ("auto", kind):
             raise ConfigError(f"{run} runs with {kind}, not with {backend}: leave backend out")
-        engine = load_export(path, device=device, mode=mode)
+        engine = load_export(path, device=device, mode=mode, threads=threads)
         whole = tiled(engine, engine.metadata.model.tile)
         return Detector(whole, engine.metadata.calibration, engine.metadata.bundle(path))
     bundle = read_bundle(path)
     file = _export_to_use(bundle, backend, device)
     if file is not None:
-        exported = load_export(file, device=device, mode=mode)
+        exported = load_export(file, device=device, mode=mode, threads=threads)
         if exported.metadata.weights_sha256 == bundle.weights_sha256:
             # a later `calibrate` of the run counts; but scores of another precision have a calibration of their own
             exact = exported.metadata.precision == "fp32"

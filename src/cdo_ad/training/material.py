@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cdo_ad.bundle import Bundle
 from cdo_ad.config import Config, least_images
 from cdo_ad.conformal import Unit, require_units, units_needed
 from cdo_ad.data import read_categories, read_dataset
