@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cdo_ad.reporting.build import report
     from cdo_ad.reporting.compare import compare
     from cdo_ad.reporting.tables import table
+    from cdo_ad.scale.sweeps import sweep
     from cdo_ad.training.adapt import adapt, refit
     from cdo_ad.training.train import train
     from cdo_ad.types import Prediction, Region, Sample
@@ -63,6 +64,7 @@ _HOMES = {
     "refit": "training.adapt",
     "report": "reporting.build",
     "run_demo": "demo.run",
+    "sweep": "scale.sweeps",
     "table": "reporting.tables",
     "train": "training.train",
 }
@@ -71,7 +73,7 @@ __all__ = [
     "Bundle", "Calibration", "CdoError", "Config", "Detector", "Evaluation", "Prediction", "Region", "Sample",
     "adapt", "benchmark", "calibrate", "check", "compare", "drift", "errors", "evaluate", "export", "export_int8",
     "load", "predict_files", "read_bundle", "read_dataset", "read_image", "recipes", "refit", "report", "run_demo",
-    "table", "train",
+    "sweep", "table", "train",
 ]  # fmt: skip
 
 
