@@ -100,3 +100,4 @@ export const percent = (share) => `${(100 * share).toLocaleString("en", { maximu
 export const number = (value) => Number(value).toLocaleString("en", { maximumSignificantDigits: 4 });
 export const when = (seconds) => new Date(seconds * 1000).toLocaleString();
 export const decisionWords = (row) => (row.anomalous ? "✕ Anomalous" : "✓ Good");
+export const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;

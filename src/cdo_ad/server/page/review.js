@@ -1,7 +1,7 @@
 // Review: the history with filters, its export, and learning from corrections.
 
 import { at, download, get, post, query } from "./api.js";
-import { button, h, table, number } from "./dom.js";
+import { button, count, h, table, number } from "./dom.js";
 import { card } from "./inspect.js";
 import { watchJob } from "./job.js";
 import { refreshModels } from "./main.js";
@@ -35,7 +35,7 @@ export async function show(main, state) {
     cards.append(...found.inspections.map((row) => card(row, changed)));
     oldest = found.inspections.at(-1)?.number ?? oldest;
     more.hidden = found.inspections.length < 40;
-    told.textContent = `${found.total} inspections, ${found.anomalous} anomalous, ${found.corrected} corrected.`;
+    told.textContent = `${count(found.total, "inspection")}, ${found.anomalous} anomalous, ${found.corrected} corrected.`;
   }
 
   async function changed() {
@@ -50,7 +50,7 @@ export async function show(main, state) {
     const epochs = h("input", { type: "number", min: 0, max: 20, value: 0, size: 3 });
     const place = h("div", {});
     learning.replaceChildren(h("h2", {}, "Learn from corrections"),
-      h("p", {}, waiting.length ? `${alarms} false alarms and ${waiting.length - alarms} missed defects wait.`
+      h("p", {}, waiting.length ? `${count(alarms, "false alarm")} and ${count(waiting.length - alarms, "missed defect")} wait to be learned.`
         : "No correction waits. Open an inspection and say that it was a false alarm, or draw what was missed."),
       h("div", { class: "row" }, h("label", {}, "Passes over the networks (0 is quick)", epochs),
         button("Make a new version", async () => {

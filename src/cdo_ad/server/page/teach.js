@@ -2,7 +2,7 @@
 
 import { at, download, get, post, remove, upload } from "./api.js";
 import { camera } from "./camera.js";
-import { button, dropZone, filePicker, h, lazy, percent, say, table } from "./dom.js";
+import { button, count, dropZone, filePicker, h, lazy, percent, say, table } from "./dom.js";
 import { watchJob } from "./job.js";
 import { refreshModels } from "./main.js";
 
@@ -26,13 +26,13 @@ export async function show(main, state) {
       refused.push(...found.refused.map((each) => each.error));
     }
     await load();
-    if (refused.length) say(`${refused.length} images cannot be used; the first: ${refused[0]}`);
+    if (refused.length) say(`${count(refused.length, "image")} cannot be used; the first: ${refused[0]}`);
   }
   const take = (files) => { say(""); return add(files).catch(say); };
 
   async function load() {
     const { images } = await get(at("teach", product));
-    told.textContent = `${images.length} good images. 20 guarantee a false-alarm rate of 5 %, 100 one of 1 %.`;
+    told.textContent = `${count(images.length, "good image")}. 20 guarantee a false-alarm rate of 5 %, 100 one of 1 %.`;
     cards.replaceChildren(...images.slice(-60).reverse().map((digest, i) => h("li", {}, h("div", { class: "card" },
       lazy(at("teach", product, "images", digest), `Good image ${images.length - i}`),
       button("Remove", async () => { await remove(at("teach", product, "images", digest)); await load(); },
