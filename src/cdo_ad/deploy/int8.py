@@ -28,7 +28,7 @@ from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
 from cdo_ad.data.readers.layout import read_categories, read_dataset
 from cdo_ad.deploy.export import describe, spread, staged
-from cdo_ad.deploy.graph import Networks, openvino_model, openvino_networks, save_openvino, set_metadata
+from cdo_ad.deploy.graph_openvino import Networks, openvino_model, openvino_networks, save_openvino, set_metadata
 from cdo_ad.deploy.quality import Quality, Trial, labelled_metrics, synthetic_trial, trial_metrics
 from cdo_ad.errors import DataError, ExportError, needs_extra
 from cdo_ad.inference.artifact import INT8_FILE
@@ -126,7 +126,9 @@ def _refusal(quality: Quality) -> str:
 def _labelled(bundle: Bundle, data: Path) -> list[Sample]:
     several = len(bundle.model.names) > 1
     listed = read_categories(data, "auto") if several else [read_dataset(data, "auto", None)]
-    samples = [s for own in listed for s in own if s.split == "test" and (not several or s.category in bundle.model.names)]
+    samples = [
+        s for own in listed for s in own if s.split == "test" and (not several or s.category in bundle.model.names)
+    ]
     if len({s.anomalous for s in samples}) < 2:
         raise DataError(f"{data}: labelled images must be good and anomalous ones, in the data set's test part")
     return samples

@@ -1,5 +1,6 @@
 """Judge files, folders and globs: a JSON line and an overlay for each; a wrong file is reported and the rest goes
-on."""
+on.
+"""
 
 from __future__ import annotations
 
