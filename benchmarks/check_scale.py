@@ -11,6 +11,7 @@ import argparse
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,13 +38,13 @@ def draw(folder: Path, count: int, side: int) -> None:
         list(pool.map(one, range(count)))
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Draw where nothing is drawn yet, check, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--folder", type=Path, default=None)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="check_scale_"))
     if not (folder / "train").is_dir():
         draw(folder, options.count, options.side)

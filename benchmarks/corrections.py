@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cdo_ad.data.near_copies import hash_images, near_groups, near_limit
 from PIL import Image, ImageDraw, ImageFont
 
-from cdo_ad.bundle import write_json
 from cdo_ad.cli.options import say
 from cdo_ad.data import read_dataset, read_image, read_mask
+from cdo_ad.data.split import group_images
 from cdo_ad.errors import CdoError, ConfigError
 from cdo_ad.evaluation.evaluate import evaluate
+from cdo_ad.files import write_json
 from cdo_ad.inference.detector import load
 from cdo_ad.reporting.tables import METRICS_SHOWN, metrics_of
 from cdo_ad.training.adapt import adapt
@@ -109,34 +109,30 @@ def _cases(test: list[Sample], options: argparse.Namespace) -> Iterator[Case]:
     parts = _parts(test)
     for k in options.labelled:
         for draw in range(options.draws):
-            labelled = _drawn(usable, k, random.Random(f"{options.seed} {draw}"))
+            labelled = drawn(usable, k, random.Random(f"{options.seed} {draw}"))
             name = f"labelled-{k}-draw-{draw}"
             alone = {s.path: i for i, s in enumerate(test)}
-            judged = {"other images": _others(test, labelled, alone), "other parts": _others(test, labelled, parts)}
+            judged = {"other images": others(test, labelled, alone), "other parts": others(test, labelled, parts)}
             yield Case(name, _labelled_folder(options.out / name, labelled), "bad", judged)
     if options.types_labelled:
         types = {s.defect_type for s in defects}
         if unknown := set(options.types_labelled) - types:
             raise ConfigError(f"no defect is called {', '.join(sorted(unknown))}: there are {', '.join(sorted(types))}")
         known = [s for s in usable if s.defect_type in options.types_labelled]
-        labelled = _drawn(known, options.of_each * len(options.types_labelled), random.Random(options.seed))
+        labelled = drawn(known, options.of_each * len(options.types_labelled), random.Random(options.seed))
         folder = _labelled_folder(options.out / "types-labelled", labelled)
-        yield Case("types-labelled", folder, "bad", {"": _others(test, labelled, parts)}, by_type=True)
+        yield Case("types-labelled", folder, "bad", {"": others(test, labelled, parts)}, by_type=True)
     if options.marked:
         yield _marked_case(test, good, parts, options)
 
 
 def _parts(samples: Sequence[Sample]) -> dict[Path, int]:
-    """The group of near copies of each image, as the split of the good images finds them."""
+    """The group of near copies of each image, as a training finds them."""
     paths = [s.path for s in samples]
-    hashes = hash_images(paths)
-    bits = np.stack([hashes[path] for path in paths])
-    limit = near_limit(bits)
-    groups = near_groups(bits, limit).tolist() if limit >= 0 else range(len(paths))
-    return dict(zip(paths, groups, strict=True))
+    return dict(zip(paths, group_images(paths)[0].tolist(), strict=True))
 
 
-def _drawn(defects: Sequence[Sample], k: int, chance: random.Random) -> list[Sample]:
+def drawn(defects: Sequence[Sample], k: int, chance: random.Random) -> list[Sample]:
     """Draw k defects, as many of each type as possible."""
     order = sorted(defects, key=lambda s: str(s.path))
     chance.shuffle(order)
@@ -150,7 +146,7 @@ def _drawn(defects: Sequence[Sample], k: int, chance: random.Random) -> list[Sam
     return chosen
 
 
-def _others(test: Sequence[Sample], learned: Sequence[Sample], parts: dict[Path, int]) -> list[Sample]:
+def others(test: Sequence[Sample], learned: Sequence[Sample], parts: dict[Path, int]) -> list[Sample]:
     """Test images of none of the learned ones' parts; good ones judge all, as they were not learned from."""
     gone, paths = {parts[s.path] for s in learned}, {s.path for s in learned}
     good_learned = any(not s.anomalous for s in learned)
@@ -173,7 +169,7 @@ def _labelled_folder(folder: Path, samples: Sequence[Sample]) -> Path:
 def _marked_case(
     test: Sequence[Sample], good: Sequence[Sample], parts: dict[Path, int], options: argparse.Namespace
 ) -> Case:
-    marked = {s.path: replace(s, path=_print_number(s, options.out / "marked" / s.defect_type)) for s in test}
+    marked = {s.path: replace(s, path=print_number(s, options.out / "marked" / s.defect_type)) for s in test}
     order = sorted({parts[s.path] for s in good})
     random.Random(options.seed).shuffle(order)
     given: list[Sample] = []
@@ -186,12 +182,12 @@ def _marked_case(
     folder.mkdir(parents=True)
     for s in given:
         shutil.copy(marked[s.path].path, folder / marked[s.path].path.name)
-    others = _others(test, given, parts)
-    judged = {"with the mark": [marked[s.path] for s in others], "without it": others}
+    rest = others(test, given, parts)
+    judged = {"with the mark": [marked[s.path] for s in rest], "without it": rest}
     return Case(f"marked-{len(given)}", folder, "good", judged)
 
 
-def _print_number(sample: Sample, folder: Path) -> Path:
+def print_number(sample: Sample, folder: Path) -> Path:
     """The image with a number of three digits, written beside the others; always the same for the same image."""
     chance = random.Random(sample.path.name)
     image = read_image(sample.path)

@@ -20,11 +20,12 @@ from collections.abc import Sequence
 
 import timm
 import torch
-from cdo_ad.method.network import CdoNetwork
 from torch import Tensor
 
+from cdo_ad.config import Config, ModelSpec
 from cdo_ad.method.discrepancy import discrepancies, discrepancies_plain
 from cdo_ad.method.loss import collaborative_loss
+from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.white_noise import image_seed, white_noise
 
 BACKBONE = "tf_efficientnet_lite0"
@@ -33,13 +34,13 @@ BACKBONE = "tf_efficientnet_lite0"
 class Loop:
     """One way to train: `plain` or `ours`."""
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str, backbone: str = BACKBONE, weights: str = "auto") -> None:
         torch.manual_seed(0)
         self.plain = form == "plain"
-        self.network = CdoNetwork(BACKBONE, weights="auto")
+        self.network = AnomalyModel(ModelSpec.from_config(Config(backbone=backbone)), weights)
         if self.plain:
             for net in (self.network.apprentice, self.network.expert):
-                whole = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(1, 2, 3))
+                whole = timm.create_model(backbone, pretrained=False, features_only=True, out_indices=(1, 2, 3))
                 whole.load_state_dict({**whole.state_dict(), **net.body.state_dict()})
                 net.body = whole
             self.network.expert.requires_grad_(False)
@@ -49,9 +50,9 @@ class Loop:
         self.optimizer = torch.optim.AdamW(self.network.apprentice.parameters(), lr=4e-4, weight_decay=1e-4)
 
     def step(self, images: Tensor, seeds: Sequence[int]) -> float:
-        """Train on one uint8 batch; returns the loss."""
+        """Train on one batch in 0..255; returns the loss."""
         noisy, mask = white_noise(images, seeds)
-        normalised = self.network.normalise(noisy)
+        normalised = self.network.normalize(noisy)
         if not self.plain:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
@@ -73,15 +74,15 @@ class Loop:
         return time.perf_counter() - start, float(first or 0.0)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Print the ratio of images per second, both losses and both peaks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["plain", "ours"], help="one epoch of one loop, printing its peak memory")
-    options = parser.parse_args()
-    images = torch.randint(0, 256, (options.images, 3, 256, 256), dtype=torch.uint8)
+    options = parser.parse_args(words)
+    images = torch.randint(0, 256, (options.images, 3, 256, 256)).float()
     if options.only:
         Loop(options.only).epoch(images, options.batch, 0)
         print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))

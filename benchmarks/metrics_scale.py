@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cc3d
 import numpy as np
@@ -81,14 +81,14 @@ def run(count: int, size: int, memory: int) -> tuple[PixelMetrics, float, float]
     return metrics, making, adding
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", type=int, default=1000)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--memory", type=int, default=2 << 30, help="bytes for the counts")
     parser.add_argument("--check", type=int, default=20, help="images of the comparison with a plain sort")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
 
     metrics, making, adding = run(args.maps, args.size, args.memory)
     start = time.perf_counter()

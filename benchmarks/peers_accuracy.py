@@ -6,7 +6,7 @@ JOB is a folder that the parent fills and empties:
 
     job.json             method, seed, backbone, levels, mean, std, device, coreset, epochs
     expert.safetensors   the expert's weights under timm's names
-    fit.npy, judge.npy   (N, 3, h, w) uint8: good images to fit, images to judge
+    fit.npy, judge.npy   (N, 3, h, w) float32 in 0..255: good images to fit, images to judge
     maps/00000.npy       written: the (h, w) float32 map of each image to judge
     done.json            written last: its (N,) image scores, and versions
 

@@ -161,6 +161,28 @@ def test_mixed_depth_and_colour_and_low_bits(data: Path) -> None:
     assert found(data, "low-bits") is None
 
 
+def test_the_input_size_is_chosen_as_a_training_does_where_the_settings_leave_it_open(tmp_path: Path) -> None:
+    """The default; with a file that tells no size, and a defect that the smallest input would lose."""
+    data = make_mvtec(tmp_path / "data", train=6, good=1, defective=1)
+    victim = data / "train" / "good" / "003.png"
+    victim.write_bytes(b"nothing")
+    jpeg = make_folder(tmp_path / "jpeg", good=4, defective=0)
+    for root in (data, jpeg):
+        findings = check(root, recipes.lite0()).findings
+        assert not any(f.kind == "layout" for f in findings)
+    assert [f.files for f in check(data).findings if f.kind == "unreadable"] == [("train/good/003.png",)]
+    small = CONFIG.replace(image_height=0, image_width=0)
+    image, _ = make_image(5, size=(1024, 1024))
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[500:503, 500:503] = 255  # half a pixel at 256 x 256
+    for i in range(6):
+        write(data / "train" / "good" / f"{i:03d}.png", image + np.uint8(i))
+    write(data / "test" / "spot" / "000.png", image)
+    write(data / "ground_truth" / "spot" / "000_mask.png", mask)
+    assert not any(f.kind == "tiny-defect" for f in check(data, small).findings)  # looked at with 384 x 384
+    assert any(f.kind == "tiny-defect" for f in check(data, small.replace(image_height=256, image_width=256)).findings)
+
+
 def test_images_too_small_to_train_on(data: Path) -> None:
     write(data / "train" / "good" / "tiny.png", np.full((5, 5, 3), 90, np.uint8))
     assert found(data, "too-small") == ["train/good/tiny.png"]
@@ -234,7 +256,7 @@ def test_held_out_images_alone_calibrate_where_that_is_asked(data: Path) -> None
 
 def test_one_good_image_is_not_enough(tmp_path: Path) -> None:
     root = make_folder(tmp_path, good=1, defective=2)
-    assert any(f.kind == "too-few-good" and "2 are needed" in f.text for f in check(root, CONFIG).findings)
+    assert any(f.kind == "too-few-good" and "3 are needed" in f.text for f in check(root, CONFIG).findings)
 
 
 def test_a_plain_folder_and_a_missing_one(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from cdo_ad.calibration import Calibration
+from cdo_ad.conformal import GoodScores
 from cdo_ad.data import read_dataset, read_image
 from cdo_ad.data.reading import read_ahead
 from cdo_ad.errors import ConfigError, DataError, ImageError
@@ -34,7 +35,7 @@ class Brightness:
 @pytest.fixture
 def bright() -> Detector:
     scores = [float(v) for v in range(91, 110)]
-    return Detector(Brightness(), Calibration.fit({"": (scores, scores)}, 0.05))
+    return Detector(Brightness(), Calibration.fit({"": GoodScores(scores, scores)}, 0.05))
 
 
 def gray(value: int, height: int = 20, width: int = 30) -> np.ndarray:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cdo_ad.bundle import read_bundle
 from cdo_ad.calibration import Calibration
+from cdo_ad.cli.main import app
+from cdo_ad.conformal import GoodScores
 from cdo_ad.errors import ConfigError
 from cdo_ad.inference.drift import DriftTest, drift
-from fakes import make_folder
 
 
 def test_good_streams_are_falsely_accused_at_most_as_often_as_promised() -> None:
@@ -64,7 +68,7 @@ def test_the_martingale_is_the_integral_of_powers() -> None:
         reference.append(score)
     e = (np.arange(20_000) + 0.5) / 20_000
     expected = np.log(np.mean([np.prod([x * p ** (x - 1) for p in ps]) for x in e]))
-    test = DriftTest(Calibration.fit(scores, scores, 0.25), 0.05, seed=7)
+    test = DriftTest(Calibration.fit({"": GoodScores(scores, scores)}, 0.25).of(), 0.05, seed=7)
     assert [test.update(s) for s in stream][-1] == pytest.approx(expected, abs=2e-3)
 
 
@@ -75,33 +79,25 @@ def test_wrong_arguments() -> None:
         drift([1.0], [])
 
 
-def test_on_the_command_line(tmp_path: Path) -> None:
+def test_on_the_command_line(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
     """A run whose calibration fits the stream, and one whose calibration scored far lower; a broken file in between."""
-    pytest.importorskip("torch", reason="the extra `train` is not installed")
-    from typer.testing import CliRunner
-
-    from cdo_ad.cli.main import app
-    from runs import make_run
-
-    run = make_run(tmp_path, size=(32, 64)).path
-    stream = make_folder(tmp_path / "stream", good=12, defective=0, ending=".png") / "good"
-    (stream / "004.png").write_bytes((stream / "004.png").read_bytes()[:200])
-    words = ["drift", str(run), str(stream), "--device", "cpu"]
+    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(tiny_data / "train" / "good", tmp_path / "stream")
+    words = ["drift", str(tmp_path / "run"), str(tmp_path / "stream"), "--device", "cpu"]
     calm = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert calm.exit_code == 0 and calm.stdout.startswith("no drift: 11 images look like those of the calibration")
-    assert "passed over" in calm.stderr and "004.png" in calm.stderr and len(calm.stdout.splitlines()) == 1
+    assert calm.exit_code == 0 and calm.stdout.startswith("no drift: 24 images look like those of the calibration")
+    victim = tmp_path / "stream" / "004.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    broken = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert broken.exit_code == 1 and broken.stdout.startswith("no drift: 23 images")
+    assert "error: " in broken.stderr and "004.png" in broken.stderr
+    victim.unlink()
     low = [i * 1e-6 for i in range(1, 41)]
-    (run / "calibration.json").write_text(json.dumps(Calibration.fit(low, low, 0.1).to_json()))
+    lower = Calibration.fit({"": GoodScores(low, low)}, 0.1, weights_sha256=read_bundle(tiny_run).weights_sha256)
+    (tmp_path / "run" / "calibration.json").write_text(json.dumps(lower.to_json()))
     risen = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
     found = json.loads(risen.stdout)
-    assert risen.exit_code == 1 and found["drifted"] and found["n"] == 11 and found["first"] < 8
-    assert f"drift at image {found['first'] + 1} of 11" in found["sentence"]
-    scores = [
-        json.loads(line)["score"]
-        for line in CliRunner().invoke(app, ["predict", *words[1:], "--json"]).stdout.splitlines()
-        if "error" not in json.loads(line)
-    ]
-    assert drift(low, scores).to_json() == found
+    assert risen.exit_code == 1 and found["drifted"] and found["n"] == 23 and found["first"] < 8
+    assert f"drift at image {found['first'] + 1} of 23" in found["sentence"]
     patient = CliRunner().invoke(app, [*words, "--alpha", "1e-30"], catch_exceptions=False)
     assert patient.exit_code == 0
-    assert "alpha must lie" in str(CliRunner().invoke(app, [*words, "--alpha", "2"]).exception)

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cdo_ad.errors import ConfigError
 from cdo_ad.files import Document, problem
+from cdo_ad.region import MOST_TEXT, unpack_region
 
 __all__ = [
     "ANOMALY_KINDS",
@@ -20,6 +21,7 @@ __all__ = [
     "ModelSpec",
     "Optimizer",
     "Schedule",
+    "least_images",
     "training_difference",
 ]
 
@@ -65,6 +67,9 @@ class Config(Document):
     """Width of the networks' input, pixels."""
     budget: float = Field(default=2.25, ge=1)
     """Where the input size is chosen: the largest cost of an image, as a multiple of that at 256 x 256."""
+    tile: int = Field(default=0, ge=0)
+    """Side of the tiles that large images are judged in, pixels of the image; 0 for whole images, see
+    `cdo_ad.tiles`."""
     normalize_brightness: bool = False
     """Scale each image to one mean brightness before the networks see it, so that a dark and a bright image of a part
     look alike to them. Intensities are judged on the image as it is."""
@@ -148,6 +153,8 @@ class Config(Document):
         sides = (self.image_height, self.image_width)
         if sides != (0, 0) and min(sides) < 32:
             raise ValueError(f"image_height and image_width must be 32 or more, or both 0, got {sides}")
+        if 0 < self.tile < 32:
+            raise ValueError(f"tile must be 32 pixels or more, or 0 for whole images, got {self.tile}")
         if len(set(self.branches)) != count:
             raise ValueError(f"branches must differ, got {', '.join(self.branches)}")
         if self.calibration == "cross" and self.branches == ("disagreement",):
@@ -197,9 +204,13 @@ class CategorySpec(Document):
     centres: int = Field(default=1, ge=1)
     """Vectors of the bank."""
     defect_head: bool = False
+    region: str = Field(default="", max_length=MOST_TEXT)
+    """The region of interest at the input size, see `cdo_ad.region`; empty for the whole image."""
 
     @classmethod
-    def from_config(cls, config: Config, name: str = "", components: int = 0, intensity_components: int = 0) -> Self:
+    def from_config(
+        cls, config: Config, name: str = "", components: int = 0, intensity_components: int = 0, region: str = ""
+    ) -> Self:
         """What settings ask for; a bank has `cdo_ad.config.CENTRES` vectors."""
         return cls(
             name=name,
@@ -208,6 +219,7 @@ class CategorySpec(Document):
             components=components,
             intensity_components=intensity_components,
             centres=CENTRES,
+            region=region,
         )
 
 
@@ -217,11 +229,20 @@ class ModelSpec(Document):
     backbone: str
     image_size: tuple[int, int]
     """(height, width) of the networks' input in pixels."""
+    tile: int = Field(default=0, ge=0)
+    """Side of the tiles that images are judged in, pixels of the image; 0 for whole images."""
     normalize_brightness: bool
     blur_sigma: float = Field(ge=0)
     score_top: float = Field(ge=0, lt=1)
     categories: tuple[CategorySpec, ...] = Field(min_length=1)
     """In the order in which the model numbers them; one of no name in most runs."""
+
+    @model_validator(mode="after")
+    def _regions_fit(self) -> Self:
+        for category in self.categories:
+            if category.region and unpack_region(category.region).shape != self.image_size:
+                raise ValueError(f"the region of {category.name!r} is not of the input's size")
+        return self
 
     @classmethod
     def from_config(cls, config: Config, categories: Sequence[CategorySpec] = ()) -> ModelSpec:
@@ -229,6 +250,7 @@ class ModelSpec(Document):
         return cls(
             backbone=config.backbone,
             image_size=config.image_size,
+            tile=config.tile,
             normalize_brightness=config.normalize_brightness,
             blur_sigma=config.blur_sigma,
             score_top=config.score_top,
@@ -244,6 +266,11 @@ class ModelSpec(Document):
     def branches(self) -> tuple[BranchName, ...]:
         """All branches that any category has."""
         return tuple(dict.fromkeys(name for category in self.categories for name in category.branches))
+
+
+def least_images(config: Config) -> int:
+    """Good images that a run needs: each that calibrates is judged by what was learned from two others or more."""
+    return 3 if config.calibration == "cross" else 2
 
 
 AFTER_TRAINING = frozenset(

@@ -9,14 +9,12 @@ import numpy as np
 
 from cdo_ad.audit.findings import Finding
 from cdo_ad.audit.subject import Subject
-from cdo_ad.config import Config
+from cdo_ad.config import Config, least_images
 from cdo_ad.conformal import units_needed
 from cdo_ad.data.split import hold_out
 
 __all__ = ["enough_good_images"]
 
-LEAST = 2
-"""Good images without which there is no calibrated detector."""
 USEFUL = 50
 """Good images from which on a model is useful."""
 
@@ -30,8 +28,9 @@ def enough_good_images(subject: Subject, group_of: Mapping[Path, int], config: C
         config: the settings of the training that is planned.
     """
     good = subject.to_train_on
-    if len(good) < LEAST:
-        text = f"{len(good)} good image(s) to train on: {LEAST} are needed at the least, {USEFUL} make a useful model"
+    least = least_images(config)
+    if len(good) < least:
+        text = f"{len(good)} good image(s) to train on: {least} are needed at the least, {USEFUL} make a useful model"
         yield subject.finding("too-few-good", "error", text)
         return
     calibrating = _calibrating(subject, group_of, config)

@@ -20,10 +20,12 @@ from cdo_ad.audit.rules import RULES, mislabelled
 from cdo_ad.audit.statistics import Gathered, gather
 from cdo_ad.audit.subject import Subject
 from cdo_ad.config import Config
+from cdo_ad.data.decode import image_size
 from cdo_ad.data.depth import Bits
+from cdo_ad.data.input_size import choose_input_size
 from cdo_ad.data.readers.layout import list_categories, read_with_notices
 from cdo_ad.data.readers.notices import Notice, notices
-from cdo_ad.errors import ConfigError, DataError
+from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.progress import progress_bar
 from cdo_ad.types import Sample
 
@@ -66,6 +68,7 @@ def _check_category(
     root: Path, config: Config, layout: str, category: str | None, run: Path | str | None, device: str
 ) -> CheckReport:
     listed, told, refusal = _listed(root, layout, category)
+    config = _sized(config, listed.samples)
     gathered = _gather(listed.samples, config, category)
     samples = tuple(sample for sample in listed.samples if sample.path in gathered.facts)
     subject = Subject(root, category or "", config.image_size, samples, gathered.facts)
@@ -98,6 +101,26 @@ def _listed(root: Path, layout: str, category: str | None) -> tuple[LenientListi
         known = [notice for notice in told if notice.kind != "unused"]
         return listing, known, f"the data set cannot be read as it is: {error}"
     return LenientListing(samples, [], [], [], []), told, None
+
+
+def _sized(config: Config, samples: Sequence[Sample]) -> Config:
+    """With the input size that a training would choose, where the settings leave it open."""
+    if config.image_height > 0:
+        return config
+    paths = [sample.path for sample in samples if sample.split != "test"]
+    try:
+        (height, width), _ = choose_input_size(paths, config.budget)
+    except ImageError:  # it is named later; the others tell the size
+        readable = [path for path in paths if _has_size(path)]
+        (height, width), _ = choose_input_size(readable, config.budget)
+    return config.replace(image_height=height, image_width=width)
+
+
+def _has_size(path: Path) -> bool:
+    try:
+        return min(image_size(path)) > 0
+    except ImageError:
+        return False
 
 
 def _gather(samples: Sequence[Sample], config: Config, category: str | None) -> Gathered:

@@ -24,7 +24,7 @@ def check(
     layout: Layout = "auto",
     category: Category = None,
     size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Input size of the training, default 256x256.")
+        str | None, typer.Option(metavar="HxW", help="Input size of the training; default: chosen from the images.")
     ] = None,
     false_alarm_rate: Rate = None,
     run: Annotated[

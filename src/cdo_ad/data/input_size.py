@@ -30,7 +30,7 @@ def choose_input_size(paths: Sequence[Path], budget: float = 2.25) -> tuple[tupl
     """Choose the networks' input size for good images.
 
     Args:
-        paths: the images; only headers are read, of at most 200.
+        paths: the images; only headers are read, of at most 200. Without any, the smallest square is chosen.
         budget: the largest cost allowed, as a multiple of that at 256 x 256.
 
     Returns:
@@ -39,6 +39,8 @@ def choose_input_size(paths: Sequence[Path], budget: float = 2.25) -> tuple[tupl
     Raises:
         ImageError: an image that cannot be read.
     """
+    if not paths:
+        return (SIDES[0], SIDES[0]), f"input {SIDES[0]} x {SIDES[0]}: there are no images to choose by"
     some = paths[:: max(1, len(paths) // LOOKED)]
     sizes = np.array([image_size(path) for path in some], dtype=np.float64)
     resolution = float(np.median(np.sqrt(sizes.prod(axis=1))))

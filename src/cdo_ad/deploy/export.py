@@ -13,27 +13,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.bundle import Bundle, read_bundle
+from cdo_ad.bundle import Bundle, locked, read_bundle
 from cdo_ad.calibration import ENGINE_TOLERANCE, Calibration
-from cdo_ad.data import list_images, read_image
-from cdo_ad.deploy.graph import write_onnx, write_openvino
+from cdo_ad.config import ModelSpec
+from cdo_ad.data.listing import list_images
+from cdo_ad.data.reading import read_ahead
+from cdo_ad.deploy.graph import openvino_model, save_openvino, write_onnx
 from cdo_ad.errors import ConfigError, ExportError, ImageError
-from cdo_ad.inference.artifact import FILES, Metadata, load_runtime
-from cdo_ad.inference.detector import read_ahead
-from cdo_ad.inference.engines.torch import Runtime, TorchRuntime, load_network
+from cdo_ad.files import writing
+from cdo_ad.inference.artifact import FILES, Metadata
+from cdo_ad.inference.engines import load_export
+from cdo_ad.inference.engines.base import UNKNOWN, Categories, Engine
+from cdo_ad.inference.engines.torch import TorchEngine, load_model
 from cdo_ad.provenance import versions
 
-__all__ = ["MAP_TOLERANCE", "SCORE_TOLERANCE", "Agreement", "export", "verify"]
+__all__ = ["MAP_TOLERANCE", "SCORE_TOLERANCE", "Agreement", "describe", "export", "spread", "staged", "verify"]
 
 MAP_TOLERANCE = 1e-4
 """Largest difference of two maps, relative to the map's maximum."""
 SCORE_TOLERANCE = ENGINE_TOLERANCE
 """Largest relative difference of two scores."""
+MOST_COMPARED = 100
+"""Good images that an export is compared on, evenly spread over all that there are."""
+TEMPORARY = ".writing."
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Agreement:
     score_difference: float
     """Largest over the images, relative."""
     decisions_changed: int
+    """Images that are judged otherwise, or as another category."""
     worst: str
     """The image of the largest score difference."""
 
@@ -69,66 +77,73 @@ def export(run: Path | str, to: str = "openvino", *, images: Path | None = None)
     Args:
         run: a run folder.
         to: `openvino` or `onnx`.
-        images: a folder with good images to compare on; None for the run's own calibration images.
+        images: a folder with good images to compare on; None for the run's own.
 
     Returns:
         The file, and how well it agrees. An older file of that name is replaced only by a verified one.
 
     Raises:
-        BundleError: `run` is no complete run folder.
+        BundleError: `run` is no complete run folder. BusyError: another process is writing it.
         ConfigError: another engine.
-        ExportError: the exported model disagrees, cannot be made, or there is no image to compare on.
+        ExportError: the exported model disagrees, or there is no image to compare on.
+        ImageError: an image to compare on cannot be read.
         MissingExtraError: the engine or torch is not installed.
+        OutputError: the file cannot be written.
     """
     if to not in FILES:
         raise ConfigError(f"cannot export to {to!r}: choose from {', '.join(FILES)}")
     bundle = read_bundle(run)
-    paths = comparison_images(bundle, images)
-    network = load_network(bundle.config, bundle.model_file)
-    metadata = describe(bundle, "fp32", bundle.calibration)
-    build = write_openvino if to == "openvino" else write_onnx
-    with staged(bundle.path / "export" / FILES[to]) as file:
-        build(network, metadata, file)
-        agreement = verify(TorchRuntime(network), load_runtime(file, device="cpu"), bundle.calibration, paths)
-        require(agreement, to)
-    return bundle.path / "export" / FILES[to], agreement
-
-
-def require(agreement: Agreement, to: str) -> None:
-    """Raise ExportError, with the difference, unless the agreement holds."""
-    if not agreement.holds:
-        raise ExportError(
-            f"the {to} model does not agree with torch, so no file was written: of {agreement.images} images "
-            f"{agreement.decisions_changed} decisions differ, maps by up to {agreement.map_difference:.2e} and "
-            f"scores by up to {agreement.score_difference:.2e} (at {agreement.worst}; allowed: 0, "
-            f"{MAP_TOLERANCE:g}, {SCORE_TOLERANCE:g}); report this with the versions of torch and {to}"
-        )
+    paths = spread(comparison_images(bundle, images), MOST_COMPARED)
+    model = load_model(bundle)
+    metadata = describe(bundle, "fp32", bundle.model, bundle.calibration)
+    target = bundle.path / "export" / FILES[to]
+    with staged(target) as file:
+        if to == "openvino":
+            save_openvino(openvino_model(model, metadata), file)
+        else:
+            write_onnx(model, metadata, file)
+        agreement = verify(TorchEngine(model), load_export(file, device="cpu"), bundle.calibration, paths)
+        if not agreement.holds:
+            raise ExportError(
+                f"the {to} model does not agree with torch, so no file was written: of {agreement.images} images "
+                f"{agreement.decisions_changed} decisions differ, maps by up to {agreement.map_difference:.2e} and "
+                f"scores by up to {agreement.score_difference:.2e} (at {agreement.worst}; allowed: 0, "
+                f"{MAP_TOLERANCE:g}, {SCORE_TOLERANCE:g}); report this with the versions of torch and {to}"
+            )
+    return target, agreement
 
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Yield a temporary path for a model file; it and its weights take their names if the block ends without error."""
-    target.parent.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".writing.", dir=target.parent))
-    try:
-        yield folder / target.name
-        # weights first: at every moment the model file either fits its weights or is refused by its seal
-        for file in sorted(folder.iterdir()):
-            file.replace(target.parent / file.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not any(target.parent.iterdir()):
-            target.parent.rmdir()
+    """Yield a temporary path for a model file; it and all beside it take their names if the block ends without error.
+
+    Raises:
+        BusyError: another process is writing the run. OutputError: the folder cannot be written to.
+    """
+    with locked(target.parent.parent), writing(target):
+        target.parent.mkdir(exist_ok=True)
+        for leftover in target.parent.glob(f"{TEMPORARY}*"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=target.parent))
+        try:
+            yield folder / target.name
+            # one by one: until the last has its name, the checksums refuse what lies there
+            for file in sorted(folder.iterdir()):
+                file.replace(target.parent / file.name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if not any(target.parent.iterdir()):
+                target.parent.rmdir()
 
 
 def comparison_images(bundle: Bundle, folder: Path | None) -> list[Path]:
-    """The good images to compare on: those of a folder, or the run's calibration images that are still there."""
+    """The good images to compare on: those of a folder, or the run's own that are still there."""
     if folder is not None:
         found = list_images(folder, recursive=True)
         where = str(folder)
     else:
-        found = [path for path in bundle.calibration_paths if path.is_file()]
-        where = f"the run's calibration images in {bundle.data_root}"
+        found = [path for path in bundle.comparison_paths if path.is_file()]
+        where = f"the run's good images in {bundle.data_root}"
     if not found:
         raise ExportError(
             f"{where}: no image is there, and an export is not trusted without: give  --images FOLDER  with good "
@@ -137,17 +152,38 @@ def comparison_images(bundle: Bundle, folder: Path | None) -> list[Path]:
     return found
 
 
-def describe(bundle: Bundle, precision: str, calibration: Calibration) -> Metadata:
-    """What goes into the file: all of the bundle's JSON but the names and the place of the images."""
-    data = bundle.provenance["data"]
-    slim = {"root": "", "category": data["category"], "fingerprint": data["fingerprint"], "fit": [], "calibration": []}
-    # the source revision of the run stays; the device does not matter to an exported model
-    provenance = {**bundle.provenance, "data": slim, "exported_with": versions()}
-    return Metadata(precision, bundle.config, calibration, provenance)
+def spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """At most `count` of the paths, evenly spread."""
+    step = max(1.0, len(paths) / count)
+    return [paths[int(i * step)] for i in range(min(count, len(paths)))]
 
 
-def verify(source: Runtime, exported: Runtime, calibration: Calibration, paths: Sequence[Path]) -> Agreement:
-    """Compare two engines on images, on an odd-sized and an enlarged copy of the first, and on a batch of two.
+def describe(
+    bundle: Bundle, precision: Literal["fp32", "int8"], model: ModelSpec, calibration: Calibration
+) -> Metadata:
+    """What goes into the file: all that the run says of itself but the names and the place of the images."""
+    slim = bundle.data.model_copy(update={"root": "", "images": (), "held_out": (), "defects": ()})
+    return Metadata(
+        precision=precision,
+        settings=bundle.config,
+        model=model,
+        weights_sha256=bundle.weights_sha256,
+        calibration=calibration,
+        provenance=bundle.provenance.model_copy(update={"data": slim, "exported_with": versions()}),
+    )
+
+
+class Batch(NamedTuple):
+    """Images to compare two engines on."""
+
+    name: str
+    images: npt.NDArray[np.uint8]
+    """(B, H, W, 3) RGB."""
+    categories: Categories | None = None
+
+
+def verify(source: Engine, exported: Engine, calibration: Calibration, paths: Sequence[Path]) -> Agreement:
+    """Compare two engines on images, on an odd-sized and an enlarged copy of the first, and on batches.
 
     Args:
         source: the reference.
@@ -158,31 +194,38 @@ def verify(source: Runtime, exported: Runtime, calibration: Calibration, paths: 
     Raises:
         ImageError: an image that cannot be read.
     """
+    names = list(calibration.categories)
     map_difference, score_difference, changed, worst, count = 0.0, 0.0, 0, "", 0
-    for name, batch in _batches(paths):
-        maps, scores = source.infer(batch)
-        other_maps, other_scores = exported.infer(batch)
-        if other_maps.shape != maps.shape or not np.isfinite(other_maps).all():
+    for name, batch, given in _batches(paths, len(names)):
+        expected, found = source.infer(batch, given), exported.infer(batch, given)
+        if found.maps.shape != expected.maps.shape or not np.isfinite(found.maps).all():
             return Agreement(count, float("inf"), float("inf"), changed, name)
         count += len(batch)
-        scale = maps.max(axis=(1, 2), keepdims=True) + np.float32(1e-12)
-        map_difference = max(map_difference, float((np.abs(maps - other_maps) / scale).max()))
-        difference = float((np.abs(scores - other_scores) / (np.abs(scores) + np.float32(1e-12))).max())
+        scale = expected.maps.max(axis=(1, 2), keepdims=True) + np.float32(1e-12)
+        map_difference = max(map_difference, float((np.abs(expected.maps - found.maps) / scale).max()))
+        scores = np.abs(expected.scores) + np.float32(1e-12)
+        difference = float((np.abs(expected.scores - found.scores) / scores).max())
         if difference >= score_difference:
             score_difference, worst = difference, name
-        pairs = zip(scores, other_scores, strict=True)
-        changed += sum(calibration.decide(float(a)) != calibration.decide(float(b)) for a, b in pairs)
+        for one, other in zip(*(zip(o.scores, o.categories, strict=True) for o in (expected, found)), strict=True):
+            decisions = [calibration.decide(float(score), names[int(number)]) for score, number in (one, other)]
+            changed += int(decisions[0] != decisions[1] or one[1] != other[1])
     return Agreement(count, map_difference, score_difference, changed, worst)
 
 
-def _batches(paths: Sequence[Path]) -> Any:
-    """(name, (B, H, W, 3) uint8) to compare on; see `verify`."""
-    first: npt.NDArray[np.uint8] = read_image(paths[0])
-    odd = first[: max(8, first.shape[0] * 2 // 3) | 1, : max(8, first.shape[1] // 2) | 1]
-    yield f"an odd-sized part of {paths[0]}", odd[None]
-    yield f"{paths[0]} enlarged", first.repeat(3, axis=0).repeat(2, axis=1)[None]
-    yield f"{paths[0]} and its mirror image", np.stack([first, first[:, ::-1]])
+def _batches(paths: Sequence[Path], categories: int) -> Iterator[Batch]:
+    """What to compare on; see `verify`."""
+    first: npt.NDArray[np.uint8] | None = None
     for path, image in read_ahead(paths):
         if isinstance(image, ImageError):
             raise image
-        yield str(path), image[None]
+        if first is None:
+            first = image
+            odd = first[: max(8, first.shape[0] * 2 // 3) | 1, : max(8, first.shape[1] // 2) | 1]
+            yield Batch(f"an odd-sized part of {path}", odd[None])
+            yield Batch(f"{path} enlarged", first.repeat(3, axis=0).repeat(2, axis=1)[None])
+            yield Batch(f"{path} and its mirror image", np.stack([first, first[:, ::-1]]))
+            if categories > 1:  # as each of them, and once more to be recognised
+                numbers = np.array([*range(categories), UNKNOWN], np.int64)
+                yield Batch(f"{path} as each category", np.repeat(first[None], len(numbers), axis=0), numbers)
+        yield Batch(str(path), image[None])

@@ -1,4 +1,4 @@
-"""The resize of `cdo_ad.method.resize` as nodes of an OpenVINO graph, for images of any size.
+"""The resize of `cdo_ad.method.preprocess` as nodes of an OpenVINO graph, for images of any size.
 
 OpenVINO's own operator with the same weights (`Interpolate` in mode BILINEAR_PILLOW) takes longer than both networks.
 Here each axis is a product with a matrix. A row of it is zero but for the few pixels under its triangle, so rows are
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cdo_ad.inference.artifact import import_openvino
+from cdo_ad.inference.engines.openvino import import_openvino
 
 __all__ = ["resized"]
 
@@ -21,7 +21,7 @@ BLOCK = 16
 
 
 def resized(images: Any, size: tuple[int, int]) -> Any:
-    """Convert and resize: bilinear, antialiased, half-pixel centres, as `cdo_ad.method.resize.resize`.
+    """Convert and resize: bilinear, antialiased, half-pixel centres, as `cdo_ad.method.preprocess.resize`.
 
     Args:
         images: node of (B, h, w, 3) uint8, all but the 3 dynamic.

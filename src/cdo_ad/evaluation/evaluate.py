@@ -111,6 +111,7 @@ class Evaluator:
             raise DataError("there is no test image: put images in test/good and test/<defect>, see the README")
         self._learned = len(there) - len(self.test)
         self._at_size = at_size
+        self._detector = detector
         self._calibration = detector.calibration
         self._memory = max(LEAST_MEMORY, MEMORY // len(detector.categories))
         self._pixels: dict[tuple[str, str], PixelMetrics] = {}
@@ -131,8 +132,9 @@ class Evaluator:
         if self._at_size is not None:
             anomaly_map, mask = resize_map(anomaly_map, self._at_size), _shrunk(mask, self._at_size)
         key = found.category, item.sample.defect_type
-        self._pixels.setdefault(key, PixelMetrics(self._memory)).update(anomaly_map, mask)
-        self._counts.add(len(self._scored) - 1, anomaly_map, mask)
+        inside = self._detector.region(found.category, (mask.shape[0], mask.shape[1]))
+        self._pixels.setdefault(key, PixelMetrics(self._memory)).update(anomaly_map, mask, inside)
+        self._counts.add(len(self._scored) - 1, anomaly_map, mask, inside)
 
     def result(self) -> Evaluation:
         """All metrics so far; raises DataError where no image was judged."""

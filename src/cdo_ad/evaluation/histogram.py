@@ -72,19 +72,23 @@ class ScoreHistogram:
         self._waiting: list[tuple[KeyArray, KeyArray, Float64Array]] = []
         self._waiting_pixels = 0
 
-    def add(self, scores: Float32Array, mask: MaskArray | None = None) -> None:
+    def add(self, scores: Float32Array, mask: MaskArray | None = None, inside: MaskArray | None = None) -> None:
         """Count the pixels of one image.
 
         Args:
             scores: (H, W) finite float32.
             mask: (H, W) bool, True on the defect; None for a good image.
+            inside: (H, W) bool, the region of interest: other pixels do not count; None for all.
         """
         keys = sort_keys(np.ascontiguousarray(scores, dtype=np.float32))
+        if inside is not None:
+            mask = None if mask is None else mask & inside
         if mask is None or not mask.any():
-            good, bad, weight = keys.ravel(), np.zeros(0, np.uint32), np.zeros(0)
+            good, bad, weight = keys.ravel() if inside is None else keys[inside], np.zeros(0, np.uint32), np.zeros(0)
         else:
             regions = cc3d.connected_components(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)[mask]
-            good, bad, weight = keys[~mask], keys[mask], 1.0 / np.bincount(regions)[regions]
+            normal = ~mask if inside is None else inside & ~mask
+            good, bad, weight = keys[normal], keys[mask], 1.0 / np.bincount(regions)[regions]
         self.good += good.size
         self.anomalous += bad.size
         self._waiting.append((good, bad, weight))

@@ -168,12 +168,13 @@ class PixelMetrics:
             raise ConfigError(f"pixel metrics need a memory of at least 4 MiB (4194304 bytes), got {memory}")
         self.histogram = ScoreHistogram(memory, shift)
 
-    def update(self, anomaly_map: Float32Array, mask: MaskArray | None = None) -> None:
+    def update(self, anomaly_map: Float32Array, mask: MaskArray | None = None, inside: MaskArray | None = None) -> None:
         """Add one image; images may differ in size.
 
         Args:
             anomaly_map: (H, W) finite float32; other floats are rounded to float32.
             mask: (H, W) bool, True on the defect; None (or all False) for a good image.
+            inside: (H, W) bool, the region of interest: other pixels do not count; None for all.
 
         Raises:
             DataError: the map is not (H, W) or not finite, or the mask has another shape or is not bool.
@@ -190,7 +191,7 @@ class PixelMetrics:
             )
         if mask is not None and mask.dtype != np.bool_:
             raise DataError(f"a mask must be bool, got {mask.dtype}: compare it with a threshold first")
-        self.histogram.add(scores, mask)
+        self.histogram.add(scores, mask, inside)
 
     def merge(self, other: PixelMetrics) -> None:
         """Add all images of `other`, as if they had been given to `update`; what `other` says does not change."""

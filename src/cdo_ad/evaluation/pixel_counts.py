@@ -76,16 +76,17 @@ class PixelCounter:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, image: int, anomaly_map: Float32Array, mask: MaskArray) -> None:
+    def add(self, image: int, anomaly_map: Float32Array, mask: MaskArray, inside: MaskArray | None = None) -> None:
         """Count one image.
 
         Args:
             image: its number, from 0.
             anomaly_map: (H, W) finite float32.
             mask: (H, W) bool.
+            inside: (H, W) bool, the region of interest; None for all pixels.
         """
         histogram = ScoreHistogram(shift=COARSE)
-        histogram.add(anomaly_map, mask)
+        histogram.add(anomaly_map, mask, inside)
         self._rows.append((image, histogram.counted()))
 
     def to_bytes(self) -> bytes:

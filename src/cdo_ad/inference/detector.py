@@ -23,9 +23,11 @@ from cdo_ad.errors import BundleError, CdoWarning, ConfigError, ImageError
 from cdo_ad.inference.artifact import FILES, INT8_FILE, is_export
 from cdo_ad.inference.engines import load_export
 from cdo_ad.inference.engines.base import UNKNOWN, Engine, Output, infer_stream
+from cdo_ad.inference.engines.tiled import tiled
 from cdo_ad.inference.engines.torch import TorchEngine, choose_device, gpu_present, load_model
 from cdo_ad.inference.regions import find_regions
-from cdo_ad.types import Float32Array, Prediction
+from cdo_ad.region import resize_region, unpack_region
+from cdo_ad.types import Float32Array, MaskArray, Prediction
 
 __all__ = ["BACKENDS", "Detector", "Item", "load", "resize_map"]
 
@@ -167,6 +169,13 @@ class Detector:
             path=path,
         )
 
+    def region(self, category: str, size: tuple[int, int]) -> MaskArray | None:
+        """(H, W) bool for an image of that size: where a category is inspected; None for everywhere."""
+        if self.bundle is None:
+            return None
+        packed = self.bundle.model.categories[max(0, self._number(category or None))].region
+        return resize_region(unpack_region(packed), size) if packed else None
+
     def _number(self, category: str | None) -> int:
         if len(self.categories) == 1:
             return 0
@@ -206,7 +215,8 @@ def load(
         if backend not in ("auto", kind):
             raise ConfigError(f"{run} runs with {kind}, not with {backend}: leave backend out")
         engine = load_export(path, device=device, mode=mode, threads=threads)
-        return Detector(engine, engine.metadata.calibration, engine.metadata.bundle(path))
+        whole = tiled(engine, engine.metadata.model.tile)
+        return Detector(whole, engine.metadata.calibration, engine.metadata.bundle(path))
     bundle = read_bundle(path)
     file = _export_to_use(bundle, backend, device)
     if file is not None:
@@ -214,12 +224,14 @@ def load(
         if exported.metadata.weights_sha256 == bundle.weights_sha256:
             # a later `calibrate` of the run counts; but scores of another precision have a calibration of their own
             exact = exported.metadata.precision == "fp32"
-            return Detector(exported, bundle.calibration if exact else exported.metadata.calibration, bundle)
+            calibration = bundle.calibration if exact else exported.metadata.calibration
+            return Detector(tiled(exported, bundle.model.tile), calibration, bundle)
         stale = f"{file} was made from other weights than those of {path}: export the run again"
         if backend != "auto" or find_spec("torch") is None:
             raise BundleError(stale)
         warnings.warn(f"{stale}; torch judges meanwhile", CdoWarning, stacklevel=2)
-    return Detector(TorchEngine(load_model(bundle), choose_device(device)), bundle.calibration, bundle)
+    own = TorchEngine(load_model(bundle), choose_device(device))
+    return Detector(tiled(own, bundle.model.tile), bundle.calibration, bundle)
 
 
 def _export_to_use(bundle: Bundle, backend: str, device: str) -> Path | None:

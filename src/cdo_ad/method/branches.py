@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from cdo_ad.method.bank import Bank
 from cdo_ad.method.defect_head import DefectHead
 from cdo_ad.method.gaussian import ConditionalGaussian
 from cdo_ad.method.preprocess import mean_matrix, to_grid
+from cdo_ad.region import unpack_region
 
 __all__ = ["DEFECT_HEAD", "Branches", "Inputs", "Shape", "describe"]
 
@@ -67,7 +69,7 @@ def describe(names: Sequence[BranchName], images: Tensor, expert: Sequence[Tenso
     if "bank" in names:
         size = (int(last.shape[-2]), int(last.shape[-1]))
         vectors["bank"] = _positions(torch.cat([F.adaptive_avg_pool2d(middle, size), last], dim=1))
-    cells = images.new_zeros(len(images), 0)
+    cells = images.new_zeros(images.shape[0], 0)  # not len(): a tracer would take it for a constant
     if "intensity" in names:
         grid = intensities(images, intensity_grid((int(images.shape[-2]), int(images.shape[-1]))))
         vectors["intensity"], cells = _positions(grid), grid.flatten(1)
@@ -77,6 +79,7 @@ def describe(names: Sequence[BranchName], images: Tensor, expert: Sequence[Tenso
 class Branches(nn.Module):
     """The branches of one category. The disagreement alone is the paper's form: the plain sum of its levels."""
 
+    region: Tensor | None
     weight: Tensor
     offset: Tensor
 
@@ -106,6 +109,10 @@ class Branches(nn.Module):
             elif name != "disagreement":
                 self.densities[_key(name)] = ConditionalGaussian(height * width, channels, context, spec.components)
         self.defect_head: DefectHead | None = None
+        # (H, W) float, 1 where images are inspected; it is in the spec, so not among the weights
+        self.register_buffer(
+            "region", torch.from_numpy(unpack_region(spec.region)).float() if spec.region else None, persistent=False
+        )
         if self.plain:
             return
         for name in names:  # what good images get that the branch has not seen
@@ -116,6 +123,12 @@ class Branches(nn.Module):
         self.register_buffer("offset", torch.zeros(()))
         if spec.defect_head:
             self.add_defect_head()
+
+    def inspected(self, grid: tuple[int, int]) -> Tensor:
+        """(h, w) bool: cells of a grid that hold some of the region of interest; all without one."""
+        if self.region is None:
+            return torch.ones(grid, dtype=torch.bool)
+        return F.adaptive_max_pool2d(self.region[None, None], grid)[0, 0] > 0
 
     def density(self, name: BranchName) -> ConditionalGaussian | Bank:
         """The fitted part of a branch."""
@@ -234,8 +247,15 @@ def _chosen(maps: Tensor) -> Tensor:
     channels = int(maps.shape[1])
     if channels <= CHANNELS:
         return maps
+    return maps[:, _choice(channels).to(maps.device)]
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _choice(channels: int) -> Tensor:
+    """(CHANNELS,) int64, ascending; kept, so that a traced model holds it as a constant."""
     order = torch.randperm(channels, generator=torch.Generator().manual_seed(0))
-    return maps[:, order[:CHANNELS].sort().values.to(maps.device)]
+    return order[:CHANNELS].sort().values
 
 
 def _grid(name: BranchName, shapes: Sequence[Shape], image_size: tuple[int, int]) -> tuple[int, int]:

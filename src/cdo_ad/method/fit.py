@@ -38,6 +38,8 @@ BASE = "level 3"
 """The branch that the map begins with."""
 FEW, STEADY = 64, ("level 2", "level 3", "bank")
 """With fewer good images the map begins with an equal say of these: each alone is poorly estimated."""
+NOWHERE = -1e4
+"""In standard deviations: what a map is outside the region of interest."""
 SMALLEST = 8
 """With fewer good images weights stay equal."""
 SMALLEST_FOR_HEAD = 32
@@ -95,16 +97,20 @@ def fit_branches(
         The left-out scores, in the order of the images.
 
     Raises:
-        ConfigError: fewer than two images or units, or images without any variation.
+        ConfigError: without one part fewer than two images are left, or images have no variation.
     """
     model.eval()
-    if len(images) < 2 or len(np.unique(units)) < 2:
-        raise ConfigError(
-            f"{len(np.unique(units))} different good image(s) cannot calibrate a detector: give 2 at least"
-        )
     fit = _Fit(model, model.branches(number), images, settings, progress)
     with torch.no_grad():
-        return fit.plain() if fit.branches.plain else fit.run(units, trained, defects)
+        if fit.branches.plain:
+            return fit.plain()
+        parts = np.unique(units, return_counts=True)[1]
+        if len(images) - parts.max() < 2:
+            raise ConfigError(
+                f"good images of {len(parts)} part(s) cannot calibrate a detector: each is judged by those of the "
+                "other parts, which must be two images at least; add good images"
+            )
+        return fit.run(units, trained, defects)
 
 
 class _Fit:
@@ -114,7 +120,7 @@ class _Fit:
         self, model: AnomalyModel, branches: Branches, images: ImageSource, settings: FitSettings, progress: Progress
     ) -> None:
         self.model, self.branches, self.images, self.settings = model, branches, images, settings
-        self.seen = Seen(model, images, settings.seed, progress)
+        self.seen = Seen(model, images, settings.seed, progress, branches.region)
         self.densities = Densities(branches, model.mean.device)
 
     def plain(self) -> LeftOut:
@@ -203,10 +209,15 @@ class _Fit:
         self.branches.offset.copy_((weights * middles / scatters).sum())
 
     def _coarse(self, maps: Tensor) -> Tensor:
-        """(N, h, w) to (N, H/4, W/4): enlarged and blurred as the anomaly map, at a quarter of its size."""
+        """(N, h, w) to (N, H/4, W/4): enlarged and blurred as the anomaly map, at a quarter of its size.
+
+        Outside the region of interest it is so low that it is never the largest value.
+        """
         if not len(maps):
             return maps
-        return torch.cat([self.model.enlarge(part)[:, 2::4, 2::4] for part in torch.split(maps, 64)])
+        found = torch.cat([self.model.enlarge(part)[:, 2::4, 2::4] for part in torch.split(maps, 64)])
+        region = self.branches.region
+        return found if region is None else found.masked_fill(region[2::4, 2::4].cpu() == 0, NOWHERE)
 
     def _fused(self, good: list[Tensor], heads: Tensor | None) -> LeftOut:
         """Scores of the left-out maps, fused."""

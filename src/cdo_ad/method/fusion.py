@@ -94,7 +94,7 @@ def learned_weights(
         tried = [(1 - share) * weights + share * one for one in torch.eye(len(start)) for share in STEPS]
         errors = [error(each) for each in tried]
         best = int(np.argmin(errors))
-        if errors[best] > EARNS * least:
+        if errors[best] >= EARNS * least:
             break
         weights, least = tried[best], errors[best]
     return weights

@@ -27,7 +27,7 @@ class Densities:
         device = self.device
         density, vectors = self.branches.density(name), good.vectors[name][:, at].to(device)
         if isinstance(density, Bank):
-            density.fit(vectors)
+            density.fit(vectors[self.branches.inspected(self.branches.grids[name]).flatten().to(vectors.device)])
         elif name == "intensity":
             density.fit(vectors, good.cells[at].to(device), INTENSITY_SHRINKAGE)
         else:

@@ -163,19 +163,21 @@ class AnomalyModel(nn.Module):
 
         Standardised maps are negative where an image is more usual than most. `softplus` makes them positive and keeps
         their order: a good image's largest value is about 1.3 on average, and 1 more for each standard deviation.
+        Outside the region of interest the map is 0.
         """
         by_grid: dict[tuple[int, int], Tensor] = {}
         for each in maps:  # maps of one grid are added before they are enlarged
             grid = (int(each.shape[-2]), int(each.shape[-1]))
             by_grid[grid] = by_grid[grid] + each if grid in by_grid else each
         total = torch.stack([self.enlarge(each) for each in by_grid.values()]).sum(dim=0)
-        return total if branches.plain else F.softplus(total - branches.offset + 1)
+        found = total if branches.plain else F.softplus(total - branches.offset + 1)
+        return found if branches.region is None else found * branches.region
 
     # ---- categories
 
     def choose(self, expert: Sequence[Tensor], categories: Tensor | None = None) -> Tensor:
         """(B,) int64: the given categories; in the place of an unknown one, the nearest."""
-        count = len(expert[-1])
+        count = expert[-1].shape[0]  # not len(): a tracer would take it for a constant
         if len(self.members) == 1:
             return torch.zeros(count, dtype=torch.int64, device=expert[-1].device)
         away = ((_mean(expert)[:, None] - self.centres) / self.widths).square().sum(dim=2)

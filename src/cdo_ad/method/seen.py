@@ -48,7 +48,9 @@ class Anomalous(NamedTuple):
 class Seen:
     """What the branches of a model see of its images."""
 
-    def __init__(self, model: AnomalyModel, images: ImageSource, seed: int, progress: Progress) -> None:
+    def __init__(
+        self, model: AnomalyModel, images: ImageSource, seed: int, progress: Progress, region: Tensor | None = None
+    ) -> None:
         """Nothing is looked at yet.
 
         Args:
@@ -56,8 +58,9 @@ class Seen:
             images: the good images of a category.
             seed: of the synthetic anomalies.
             progress: told how many images were looked at, and how many it will be in all.
+            region: (H, W), 0 where anomalies do not count; None for the whole image.
         """
-        self.model, self.images, self.seed = model, images, seed
+        self.model, self.images, self.seed, self.region = model, images, seed, region
         self.report, self.done, self.total = progress, 0, 2 * len(images) + JUDGED
 
     def good(self) -> Iterator[Inputs]:
@@ -105,7 +108,8 @@ class Seen:
         random = torch.Generator().manual_seed(seeds[0])
         low, high = CONTRAST
         contrast = low + (high - low) * torch.rand(len(planes), 1, 1, 1, generator=random)
-        return torch.lerp(planes, changed, contrast.to(planes)), masks.flatten(1).any(dim=1)
+        inside = masks if self.region is None else masks & (self.region.to(masks.device) > 0)
+        return torch.lerp(planes, changed, contrast.to(planes)), inside.flatten(1).any(dim=1)
 
     def _advance(self, count: int) -> None:
         self.done = min(self.done + count, self.total)

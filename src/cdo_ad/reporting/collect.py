@@ -68,7 +68,7 @@ def collect(detector: Detector, samples: Sequence[Sample], budget: int, evaluato
 
 
 def branch_maps(detector: Detector, image: npt.NDArray[np.uint8], prediction: Prediction) -> dict[str, Float32Array]:
-    """The weighted map of each branch, on the grid of the first level, and the anomaly map at that size.
+    """The weighted map of each branch, on its own grid, and the anomaly map at the size of the finest.
 
     Engines other than torch give the anomaly map alone.
 
@@ -80,7 +80,7 @@ def branch_maps(detector: Detector, image: npt.NDArray[np.uint8], prediction: Pr
     if not isinstance(detector.engine, TorchEngine):
         return {FUSED: prediction.anomaly_map}
     maps = detector.engine.explain(image, detector.categories.index(prediction.category))
-    height, width = next(iter(maps.values())).shape
+    height, width = max((values.shape for values in maps.values()), key=lambda shape: shape[0] * shape[1])
     return {**maps, FUSED: resize_map(prediction.anomaly_map, (height, width))}
 
 

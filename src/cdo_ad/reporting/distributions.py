@@ -63,16 +63,16 @@ class Distributions:
         """Add one image.
 
         Args:
-            maps: by level, (h, w) float32, all of one size.
-            mask: (H, W) bool of any size, True on the defect. A cell of the grid is anomalous when at least half of
+            maps: by branch, (h, w) float32, each on its own grid.
+            mask: (H, W) bool of any size, True on the defect. A cell of a grid is anomalous when at least half of
                 it is, normal when nothing of it is; cells between count for neither.
         """
-        height, width = next(iter(maps.values())).shape
-        if self._kept + height * width > MOST_VALUES:
+        largest = max(values.size for values in maps.values())
+        if self._kept + largest > MOST_VALUES:
             return
-        self._kept += height * width
-        share = _share(mask, (height, width))
+        self._kept += largest
         for name, values in maps.items():
+            share = _share(mask, (values.shape[0], values.shape[1]))
             normal, anomalous = self._values.setdefault(name, ([], []))
             normal.append(values[share == 0])
             anomalous.append(values[share >= 0.5])

@@ -80,7 +80,7 @@ def adapt(
         The new run, and what changed on the corrections and on the run's own images.
 
     Raises:
-        ConfigError: neither good nor bad images; fewer than no epochs.
+        ConfigError: neither good nor bad images; fewer than no epochs; a category that the run does not have.
         DataError: a folder without images, or a defect without a mask.
         BundleError: no run, or its images are gone.
         CalibrationError, TrainingError, OutputError: as in `cdo_ad.train`.
@@ -132,7 +132,7 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     if key := training_difference(before, now):
         raise ConfigError(f"{key} was {before[key]!r} and is {now[key]!r}: that needs a training of its own")
     _require_own_images(bundle)
-    material = Material(bundle.data, bundle.model.names, tuple(as_samples(bundle.data)))
+    material = Material(bundle.data, bundle.model.names, tuple(as_samples(bundle.data)), _regions(bundle))
     return make_run(
         out, config, material, Machine(device=device), start=bundle, interrupted="discard", keep_apprentice=True
     )
@@ -143,10 +143,14 @@ def _good(detector: Detector, folder: Path, category: str | None) -> list[tuple[
     found = [path.resolve() for path in list_images(folder, recursive=True)]
     if not found:
         raise DataError(f"{folder}: holds no images")
-    if category is None and len(detector.categories) > 1:
-        return [(p, detector.categories.index(detector.predict_file(p, regions=False).category)) for p in found]
-    number = 0 if category is None else detector.categories.index(category)
-    return [(path, number) for path in found]
+    names = detector.categories
+    if len(names) == 1:
+        return [(path, 0) for path in found]
+    if category is None:
+        return [(path, names.index(detector.predict_file(path, regions=False).category)) for path in found]
+    if category not in names:
+        raise ConfigError(f"there is no category {category!r}: this run has {', '.join(names)}")
+    return [(path, names.index(category)) for path in found]
 
 
 def _own(bundle: Bundle) -> list[tuple[Path, ImageRecord]]:
@@ -188,7 +192,11 @@ def _together(bundle: Bundle, good: Sequence[tuple[Path, int]], bad: Sequence[Sa
             "adapted_from": old.fingerprint,
         }
     )
-    return Material(record, names, tuple(as_samples(record)))
+    return Material(record, names, tuple(as_samples(record)), _regions(bundle))
+
+
+def _regions(bundle: Bundle) -> tuple[str, ...]:
+    return tuple(category.region for category in bundle.model.categories)
 
 
 def _judge(detector: Detector, files: Sequence[tuple[Path, int]]) -> list[tuple[float, bool]]:

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cdo_ad.config import Config
+from cdo_ad.config import Config, least_images
 from cdo_ad.conformal import Unit, require_units, units_needed
 from cdo_ad.data import read_categories, read_dataset
+from cdo_ad.data.region import read_region
 from cdo_ad.data.split import by_name, content_digest, fingerprint, group_images, hold_out
 from cdo_ad.errors import CalibrationError, CdoWarning, ConfigError, DataError
 from cdo_ad.progress import progress_bar
 from cdo_ad.provenance import DataRecord, ImageRecord
+from cdo_ad.region import pack_region
 from cdo_ad.types import Sample
 
 __all__ = ["Material", "as_samples", "gather"]
@@ -34,6 +36,8 @@ class Material:
     categories: tuple[str, ...]
     """In the order in which the model numbers them."""
     defects: tuple[Sample, ...] = ()
+    regions: tuple[str, ...] = ()
+    """The packed region of interest of each category, see `cdo_ad.region`; none for whole images."""
 
     @property
     def paths(self) -> list[Path]:
@@ -53,6 +57,15 @@ class Material:
     def told(self, remark: str) -> Material:
         """The same with a remark for people."""
         return replace(self, record=self.record.model_copy(update={"split": f"{self.record.split}; {remark}"}))
+
+    def inside(self, wanted: Path | str, size: tuple[int, int]) -> Material:
+        """The same with the regions of interest at the input size (H, W), see `cdo_ad.data.region.read_region`."""
+        files = self.paths
+        own = [[files[i] for i in np.flatnonzero(self.numbers == k)] for k in range(len(self.categories))]
+        found = [read_region(wanted, size, images, name) for name, images in zip(self.categories, own, strict=True)]
+        shares = ", ".join(f"{region.mean():.0%}" for region in found)
+        regions = tuple(pack_region(region) for region in found)
+        return replace(self, regions=regions).told(f"inspected: {shares} of the image")
 
     def units(self, places: Sequence[int], category: str) -> IntArray:
         """What counts once in the calibration: of images to learn from, by their places, the number of each's unit."""
@@ -134,10 +147,11 @@ def _parted(
         raise DataError(f"{data}: there is no good image to learn from: put some into train/good or good")
     if config.calibration == "cross":
         train, own = by_name([*train, *own]), []  # every good image teaches and calibrates
-    if len(train) < 2:
+    least = least_images(config)
+    if len(train) < least:
         raise DataError(
-            f"{data}: one good image cannot make a calibrated detector: give 2 at the least, 19 for a false-alarm rate "
-            "of 5 %, 99 for 1 %"
+            f"{data}: {len(train)} good image(s) cannot make a calibrated detector: give {least} at the least, 19 for "
+            "a false-alarm rate of 5 %, 99 for 1 %"
         )
     groups, note = np.arange(len(train)), "near copies were not looked for"
     if config.keep_groups_together:

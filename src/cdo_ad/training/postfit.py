@@ -23,6 +23,7 @@ from cdo_ad.data.store import ImageStore
 from cdo_ad.errors import CdoWarning
 from cdo_ad.files import write_json
 from cdo_ad.inference.calibrate import score_images
+from cdo_ad.inference.engines.tiled import tiled
 from cdo_ad.inference.engines.torch import TorchEngine
 from cdo_ad.method.fit import FitSettings, LeftOut, fit_branches
 from cdo_ad.method.gaussian import components_for
@@ -56,9 +57,15 @@ class _Places:
         return self.store[self.places[index]]
 
 
-def specify(config: Config, material: Material) -> ModelSpec:
-    """The model that settings and images ask for; its branches are still to be fitted."""
-    sizes = [min(int((material.numbers == number).sum()), MOST_IMAGES) for number in range(len(material.categories))]
+def specify(config: Config, material: Material, store: ImageStore | None = None) -> ModelSpec:
+    """The model that settings and images ask for; its branches are still to be fitted.
+
+    Args:
+        config: the settings.
+        material: the good images.
+        store: of these images, where they are judged in tiles: then tiles count.
+    """
+    sizes = [min(len(own if store is None else store.items(own)), MOST_IMAGES) for own in _by_category(material)]
     return ModelSpec.from_config(
         config,
         [
@@ -67,8 +74,9 @@ def specify(config: Config, material: Material) -> ModelSpec:
                 name,
                 components=min(components_for(n, config.context_share, n), MOST_COMPONENTS),
                 intensity_components=min(INTENSITY_COMPONENTS, n // 10) if config.context_share else 0,
+                region=region,
             )
-            for name, n in zip(material.categories, sizes, strict=True)
+            for name, n, region in zip(material.categories, sizes, material.regions or [""] * len(sizes), strict=True)
         ],
     )
 
@@ -89,30 +97,33 @@ def fit_and_calibrate(
         material: their categories, groups and folds.
         defects: labelled defects, of any category.
         config: the settings.
-        taught: places of the images that the apprentice learned from.
+        taught: places of the images in `material` that the apprentice learned from.
 
     Raises:
         ConfigError: from `fit_branches`.
         CalibrationError: a score that is not a number.
     """
     model.eval()
-    numbers = material.numbers
-    places = [np.flatnonzero(numbers == number).tolist() for number in range(len(material.categories))]
-    if len(places) > 1:
-        model.fit_categories([_batches(_Places(store, own), config.batch_size) for own in places])
+    by_category = _by_category(material)
+    if len(by_category) > 1:
+        model.fit_categories([_batches(_Places(store, store.items(own)), config.batch_size) for own in by_category])
     scores: dict[str, GoodScores] = {}
     used: list[list[str]] = []
-    for number, (name, own) in enumerate(zip(material.categories, places, strict=True)):
-        units = material.units(own, name)
+    for number, (name, own) in enumerate(zip(material.categories, by_category, strict=True)):
+        items = store.items(own)
+        shown = store.source[items]  # the image of each item: itself, or the one that a tile was cut from
+        units = material.units(own, name)[np.searchsorted(own, shown)]
         kept = _at_most(units, MOST_IMAGES, config.seed)
-        own, units = [own[i] for i in kept], np.unique(units[kept], return_inverse=True)[1]
-        trained = np.isin(own, taught)
-        left_out = _fit(model, number, _Places(store, own), units, trained, _of(model, defects, number), config)
-        unit = material.record.units[name]
-        scores[name] = GoodScores(left_out.scores.tolist(), left_out.maxima.tolist(), units.tolist(), unit)
-        used.append([material.record.images[i].name for i in own])
+        shown, units = shown[kept], np.unique(units[kept], return_inverse=True)[1]
+        source, trained = _Places(store, [items[i] for i in kept]), np.isin(shown, taught)
+        left_out = _fit(model, number, source, units, trained, _of(model, defects, number), config)
+        images, first, of = np.unique(shown, return_index=True, return_inverse=True)
+        # an image scores as its worst tile does
+        largest, maxima = (_largest(values, of).tolist() for values in (left_out.scores, left_out.maxima))
+        scores[name] = GoodScores(largest, maxima, units[first].tolist(), material.record.units[name])
+        used.append([material.record.images[i].name for i in images])
     if config.calibration == "held-out":
-        found = score_images(TorchEngine(model, model.mean.device), material.held_out)
+        found = score_images(tiled(TorchEngine(model, model.mean.device), config.tile), material.held_out)
         for number, name in enumerate(material.categories):
             own = [i for i, (_, at) in enumerate(material.held_out) if at == number]
             unit = material.record.units[name]
@@ -157,6 +168,18 @@ def _fit(
             model, number, images, units, settings, trained=trained, defects=defects,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
+
+
+def _by_category(material: Material) -> list[list[int]]:
+    """Places of the images of each category, ascending."""
+    return [np.flatnonzero(material.numbers == number).tolist() for number in range(len(material.categories))]
+
+
+def _largest(values: npt.NDArray[np.float64], of: IntArray) -> npt.NDArray[np.float64]:
+    """The largest value of each image's items; `of` numbers the image of each."""
+    found = np.full(of.max() + 1, -np.inf)
+    np.maximum.at(found, of, values)
+    return found
 
 
 def _at_most(units: IntArray, count: int, seed: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""The line: where images come from, and where decisions go."""

@@ -1,0 +1,1 @@
+"""From bytes to a judged and recorded inspection: decoding, batching, models, drift."""

@@ -1,0 +1,1 @@
+"""What the server keeps: tables in SQLite or PostgreSQL, images on disk by the hash of their content."""

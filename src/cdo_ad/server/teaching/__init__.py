@@ -1,0 +1,1 @@
+"""New products and new versions: uploads, trainings in processes of their own, corrections."""
