@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cdo_ad.version import __version__
+
 if TYPE_CHECKING:
     from cdo_ad import errors, recipes
     from cdo_ad.audit.check import check
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from cdo_ad.training.adapt import adapt, refit
     from cdo_ad.training.train import train
     from cdo_ad.types import Prediction, Region, Sample
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "bundle",
