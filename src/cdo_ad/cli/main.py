@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for room in (making, judging, inspection, deployment, serving, scaling):
+for room in (making, judging, inspection, deployment, scaling, serving):
     for verb in room.VERBS:
         app.command()(verb)
 

@@ -28,7 +28,7 @@ from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
 from cdo_ad.data.readers.layout import read_categories, read_dataset
 from cdo_ad.deploy.export import describe, spread, staged
-from cdo_ad.deploy.graph import Networks, openvino_model, openvino_networks, save_openvino, set_metadata
+from cdo_ad.deploy.graph_openvino import Networks, openvino_model, openvino_networks, save_openvino, set_metadata
 from cdo_ad.deploy.quality import Quality, Trial, labelled_metrics, synthetic_trial, trial_metrics
 from cdo_ad.errors import DataError, ExportError, needs_extra
 from cdo_ad.inference.artifact import INT8_FILE

@@ -11,7 +11,7 @@ PREFERRED = ("image", "image.bytes", "bytes", "data", "content")
 
 
 def bytes_column(schema: Any, wanted: str | None = None) -> str:
-    """Name of the column of bytes, with a dot where it lies inside a struct (`image.bytes` of some data sets).
+    """Name of the column of bytes; with a dot where it lies inside a struct, as in data sets of Hugging Face.
 
     Args:
         schema: of the file, `pyarrow.Schema`.
@@ -41,11 +41,9 @@ def bytes_column(schema: Any, wanted: str | None = None) -> str:
     for name in PREFERRED:
         if name in names:
             return name
-    raise LookupError(
-        f"several columns hold bytes ({', '.join(names)}): choose one with --column"
-        if names
-        else "no column holds bytes"
-    )
+    if not names:
+        raise LookupError("no column holds bytes")
+    raise LookupError(f"several columns hold bytes ({', '.join(names)}): choose one with --column")
 
 
 def result_schema() -> Any:

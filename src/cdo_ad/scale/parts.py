@@ -89,9 +89,7 @@ class Results:
         if MANIFEST in names:
             self._check(storage.read(manifest), judged)
         elif any(not name.startswith(".") for name in names):
-            raise ConfigError(
-                f"{self.folder} holds other files: choose another --out, or a folder that is not there yet"
-            )
+            raise ConfigError(f"{self.folder} holds other files: choose another --out, or a new folder")
         else:
             storage.write(manifest, json.dumps(judged.to_json(), indent=2).encode())
         self.done = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}

@@ -1,4 +1,4 @@
-"""What is to be judged, in fragments that one process judges at a time: image files, shards, groups of Parquet rows.
+"""What is to be judged, in fragments that one process judges at a time: image files, tar shards, Parquet rows.
 
 Images are known by their addresses, shards and groups of rows by theirs: what is judged once is not judged again, even
 where the file has changed since.

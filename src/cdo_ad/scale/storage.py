@@ -57,9 +57,7 @@ class Storage:
         except ImportError as error:
             raise MissingExtraError(f"{uri}: {reason(error)}: install the package that it names") from error
         except ValueError as error:
-            raise ConfigError(
-                f"{uri}: {reason(error)}: write a path or an address such as s3://bucket/folder"
-            ) from error
+            raise ConfigError(f"{uri}: {reason(error)}: write a path or an address, e.g. s3://bucket/folder") from error
 
     def uri(self, path: str) -> str:
         """A path of fsspec as an address; a local one as it is."""
@@ -142,6 +140,4 @@ class Storage:
             if target != uri:
                 self.fs.mv(target, uri)
         except Exception as error:
-            raise OutputError(
-                f"{uri} cannot be written: {reason(error)}; check the address, rights and space"
-            ) from error
+            raise OutputError(f"{uri} cannot be written: {reason(error)}; check address and rights") from error

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
 
-from cdo_ad import __version__
 from cdo_ad.errors import needs_extra
+from cdo_ad.version import __version__
 
 with needs_extra("server", "the server"):
     from fastapi import FastAPI
