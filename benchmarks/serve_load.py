@@ -1,7 +1,7 @@
 """How fast the server is, whether it stays so, and whether it keeps what it acknowledged.
 
     python benchmarks/serve_load.py RUN                    # images/s at 8 clients against the bare runtime, p99
-    python benchmarks/serve_load.py RUN --soak 10          # ten minutes: memory, open files, threads at the end and before
+    python benchmarks/serve_load.py RUN --soak 10          # ten minutes: memory, open files, threads
     python benchmarks/serve_load.py RUN --kills 50         # kill -9 under load, 50 times: nothing acknowledged is lost
 
 The server runs in a process of its own, as a user starts it; the clients are threads of this one and share its cores.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import re
 import signal
 import sqlite3
@@ -59,6 +58,7 @@ class Server:
         self.address = found[1]
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End it, gracefully or not."""
         self.process.send_signal(how)
         self.process.wait(60)
         self._log.close()
@@ -69,7 +69,7 @@ class Server:
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         return {
             "mib": int(status["VmRSS"].split()[0]) / 1024,
-            "files": len(os.listdir(folder / "fd")),
+            "files": len(list((folder / "fd").iterdir())),
             "threads": int(status["Threads"]),
         }
 
@@ -114,6 +114,7 @@ class Load:
             thread.start()
 
     def end(self) -> None:
+        """Let the clients finish."""
         self._stop.set()
         for thread in self._threads:
             thread.join(60)
@@ -135,6 +136,7 @@ class Load:
 
 
 def throughput(arguments: argparse.Namespace, state: Path, images: list[bytes]) -> dict[str, object]:
+    """Images a second, beside the bare runtime."""
     alone = bare(arguments.run, arguments.backend, images, arguments.seconds / 2)
     server = Server(arguments.run, state, arguments.backend, arguments.keep)
     warm = Load(server.address, images, arguments.clients)
@@ -159,6 +161,7 @@ def throughput(arguments: argparse.Namespace, state: Path, images: list[bytes]) 
 
 
 def soak(arguments: argparse.Namespace, state: Path, images: list[bytes]) -> dict[str, object]:
+    """What grows while it works."""
     server = Server(arguments.run, state, arguments.backend, arguments.keep)
     clients = Load(server.address, images, arguments.clients)
     samples = []
@@ -178,6 +181,7 @@ def soak(arguments: argparse.Namespace, state: Path, images: list[bytes]) -> dic
 
 
 def kills(arguments: argparse.Namespace, state: Path, images: list[bytes]) -> dict[str, object]:
+    """What is lost by kills."""
     acknowledged: list[str] = []
     for _ in range(arguments.kills):
         server = Server(arguments.run, state, arguments.backend, arguments.keep)
@@ -196,6 +200,7 @@ def kills(arguments: argparse.Namespace, state: Path, images: list[bytes]) -> di
 
 
 def main() -> int:
+    """Measure what the arguments ask for; the exit code says whether it is well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--backend", default="auto")
