@@ -45,7 +45,7 @@ def taught(served: Served) -> dict[str, Any]:
     ]
     assert upload(served, "caps", *images)["count"] == 60
     region = np.zeros((40, 48), np.uint8)
-    region[:, :24] = 255
+    region[:, :16] = 255
     files = {"file": ("region.png", as_png(region), "image/png")}
     assert served.http.put("/v1/teach/caps/region", files=files).json()["region"]
     assert served.http.get("/v1/teach/caps/region").content == as_png(region)
@@ -119,13 +119,13 @@ def test_a_product_is_taught_and_activated(served: Served, taught: dict[str, Any
     assert served.inspect(png(1), "caps").status_code == 404  # not active yet
     assert served.http.post("/v1/models/caps/versions/1/activate").json() == {"active": 1, "golden": []}
     part = np.full((40, 48, 3), 120, np.uint8)
-    part[5:20, 5:20] = 250
+    part[5:20, 2:12] = 250
     found = served.inspect(as_png(part), "caps").json()
     assert found["anomalous"] and found["version"] == 1
     listed = served.http.get("/v1/models/caps/versions").json()
     assert listed["versions"][0]["note"] == "first" and listed["versions"][0]["summary"]["good_images"] == 60
-    assert found["regions"][0]["box"][0] < 24
-    part[5:20, 5:20], part[20:35, 30:45] = 120, 250
+    assert found["regions"][0]["box"][0] < 16
+    part[5:20, 2:12], part[20:35, 42:] = 120, 250
     assert not served.inspect(as_png(part), "caps").json()["anomalous"]  # outside the region of interest
     report = served.http.get("/v1/models/caps/versions/1/report")
     assert report.status_code == 200 and "attachment" in report.headers["content-disposition"]
