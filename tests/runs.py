@@ -10,6 +10,7 @@ import fakes
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
 from cdo_ad.config import Config, ModelSpec
+from cdo_ad.conformal import GoodScores
 from cdo_ad.inference.calibrate import score_images
 from cdo_ad.inference.engines.torch import TorchEngine
 from cdo_ad.method.model import AnomalyModel
@@ -35,6 +36,8 @@ def make_run(folder: Path, *, size: tuple[int, int] = (64, 96), images: int = 10
         images=(),
         held_out=tuple(ImageRecord(name=name, digest=name, group=i) for i, name in enumerate(names)),
         split="made by a test",
+        units={"": "group"},
     )
-    write_model(folder / "run", model, config, record, Calibration.fit({"": (scores, maxima)}, 0.1))
+    calibration = Calibration.fit({"": GoodScores(scores, maxima)}, 0.1)
+    write_model(folder / "run", model, config, record, calibration)
     return read_bundle(folder / "run")
