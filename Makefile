@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
+LOCK ?=  # a file of requirements/ : versions and hashes as CI has them
 
 .PHONY: demo test lint types format fuzz kills package audit sbom bench install clean
 
@@ -11,6 +12,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	test -z "$(LOCK)" || $(BIN)/python -m pip install --quiet --require-hashes -r $(LOCK)
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
 
@@ -48,7 +50,8 @@ package: install  # wheel and sdist; the wheel is installed in a clean environme
 
 audit: install  # known faults of the dependencies, and their licences
 	$(BIN)/python -m pip install --quiet pip-audit pip-licenses
-	$(BIN)/pip-licenses --format=markdown --order=license --output-file=docs/licences.md
+	mkdir -p dist
+	$(BIN)/pip-licenses --format=markdown --order=license --output-file=dist/licences.md
 	$(BIN)/pip-audit --skip-editable
 
 sbom: install  # what a release is made of, CycloneDX

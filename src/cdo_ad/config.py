@@ -67,6 +67,9 @@ class Config(Document):
     """Width of the networks' input, pixels."""
     budget: float = Field(default=2.25, ge=1)
     """Where the input size is chosen: the largest cost of an image, as a multiple of that at 256 x 256."""
+    tile: int = Field(default=0, ge=0)
+    """Side of the tiles that large images are judged in, pixels of the image; 0 for whole images, see
+    `cdo_ad.tiles`."""
     normalize_brightness: bool = False
     """Scale each image to one mean brightness before the networks see it, so that a dark and a bright image of a part
     look alike to them. Intensities are judged on the image as it is."""
@@ -150,6 +153,8 @@ class Config(Document):
         sides = (self.image_height, self.image_width)
         if sides != (0, 0) and min(sides) < 32:
             raise ValueError(f"image_height and image_width must be 32 or more, or both 0, got {sides}")
+        if 0 < self.tile < 32:
+            raise ValueError(f"tile must be 32 pixels or more, or 0 for whole images, got {self.tile}")
         if len(set(self.branches)) != count:
             raise ValueError(f"branches must differ, got {', '.join(self.branches)}")
         if self.calibration == "cross" and self.branches == ("disagreement",):
@@ -224,6 +229,8 @@ class ModelSpec(Document):
     backbone: str
     image_size: tuple[int, int]
     """(height, width) of the networks' input in pixels."""
+    tile: int = Field(default=0, ge=0)
+    """Side of the tiles that images are judged in, pixels of the image; 0 for whole images."""
     normalize_brightness: bool
     blur_sigma: float = Field(ge=0)
     score_top: float = Field(ge=0, lt=1)
@@ -243,6 +250,7 @@ class ModelSpec(Document):
         return cls(
             backbone=config.backbone,
             image_size=config.image_size,
+            tile=config.tile,
             normalize_brightness=config.normalize_brightness,
             blur_sigma=config.blur_sigma,
             score_top=config.score_top,

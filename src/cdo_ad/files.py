@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from cdo_ad.errors import BusyError, OutputError
 
 __all__ = [
     "Document",
+    "append_line",
     "exclusive",
     "finite",
     "problem",
@@ -113,6 +115,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all; raises OutputError, and ValueError for a NaN."""
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def append_line(file: io.FileIO, text: str) -> None:
+    """Add a line to an unbuffered file whole or not at all; raises OutputError."""
+    end, line = file.tell(), (text + "\n").encode()
+    with writing(str(file.name)):
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 @contextmanager

@@ -67,18 +67,19 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run on labelled test images."""
-    from cdo_ad.evaluation.results import evaluate_run
+    from cdo_ad.evaluation.results import describe, measure_run, write_results
 
-    result, document = evaluate_run(
+    result = measure_run(
         run, data, layout=layout, category=category, at_size=parse_size(at_size, "--at-size"),
         false_alarm_rate=false_alarm_rate, device=device,
     )  # fmt: skip
     for failure in result.failures:
         say(f"error: {failure}")
     if as_json:
-        show_json(document.to_json())
+        show_json(describe(result, data)[0].to_json())
     else:
         show_evaluation(result)
+    write_results(run, result, data)  # at the end: where it cannot be written, the results are seen all the same
     if result.failures:
         raise typer.Exit(1)
 

@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from cdo_ad.cli import deployment, inspection, judging, making, serving
+from cdo_ad.cli import deployment, inspection, judging, making, scaling, serving
 from cdo_ad.cli.options import say
 from cdo_ad.errors import CdoError, CdoWarning, Interrupted
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for room in (making, judging, inspection, deployment, serving):
+for room in (making, judging, inspection, deployment, scaling, serving):
     for verb in room.VERBS:
         app.command()(verb)
 

@@ -37,6 +37,12 @@ def train(
         str | None,
         typer.Option(help='Where to inspect: a mask file, a polygon such as "0.1,0.1 0.9,0.1 0.5,0.9", or auto.'),
     ] = None,
+    tile: Annotated[
+        str | None, typer.Option(help="Judge large images in tiles of so many pixels, or auto with --smallest-defect.")
+    ] = None,
+    smallest_defect: Annotated[
+        float | None, typer.Option(help="Size in pixels of the smallest defect to be found; chooses the tiles.")
+    ] = None,
     unified: Annotated[bool, typer.Option("--unified", help="One model for all categories in DATA.")] = False,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="Number of devices.")] = 1,
@@ -51,9 +57,13 @@ def train(
     if resume and restart:
         raise ConfigError("--resume and --restart exclude each other: give one of them")
     config = _config(recipe, setting, seed, false_alarm_rate)
+    if tile == "auto" and smallest_defect is None:
+        raise ConfigError("--tile auto needs the size of the smallest defect to be found: --smallest-defect PIXELS")
+    if tile not in (None, "auto"):
+        config = config.with_settings([f"tile={tile}"])
     bundle = make_run(
         data, out, config, layout=layout, category=category, unified=unified, device=device, devices=devices,
-        defects=defects, region=region, workers=workers,
+        defects=defects, region=region, smallest_defect=smallest_defect, workers=workers,
         interrupted="resume" if resume else "discard" if restart else "refuse",
     )  # fmt: skip
     if os.environ.get("LOCAL_RANK", "0") != "0":  # one process of several speaks

@@ -1,4 +1,4 @@
-"""The good images at the networks' size: decoded once and kept where they fit, else read at each access.
+"""The good images, or tiles of them, at the networks' size: decoded once and kept where they fit, else read each time.
 
 Both ways give the same numbers: one function decodes and resizes, as the model does with a new image. Nothing is
 rounded, so training, calibration and inference see the same image.
@@ -7,19 +7,22 @@ rounded, so training, calibration and inference see the same image.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cdo_ad.data.decode import UInt8Array, read_image
+from cdo_ad.data.decode import UInt8Array, image_size, read_image
 from cdo_ad.data.reading import require_size
 from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.method.preprocess import resize
+from cdo_ad.tiles import Box, cut, tile_boxes
 
 __all__ = ["ImageStore", "load_all", "load_image", "to_size"]
 
@@ -27,7 +30,9 @@ NAMES_SHOWN = 10
 
 
 class ImageStore(Dataset[Tensor]):
-    """Images at the training size; item i is a (3, h, w) float32 tensor, RGB in [0, 255], of `paths[i]`.
+    """Images at the training size; item i is a (3, h, w) float32 tensor, RGB in [0, 255].
+
+    Item i shows the image `paths[source[i]]`: all of it, or a tile.
 
     All images are decoded when the store is made, so that every bad file is known before any training: into one
     tensor if that takes no more than `memory_budget` bytes, else only to check them.
@@ -44,6 +49,7 @@ class ImageStore(Dataset[Tensor]):
         workers: int = 0,
         progress: Callable[[int, int], None] | None = None,
         verify: bool = True,
+        tile: int = 0,
     ) -> None:
         """Load the images, or check them.
 
@@ -54,6 +60,7 @@ class ImageStore(Dataset[Tensor]):
             workers: threads that load; 0 loads in the calling thread. Any number gives the same bytes.
             progress: called in the calling thread as (images done, images in all).
             verify: decode all images once even if they are not kept.
+            tile: side of the tiles in pixels of the images, see `cdo_ad.tiles`; 0 for whole images.
 
         Raises:
             ConfigError: if the size is not positive.
@@ -67,31 +74,60 @@ class ImageStore(Dataset[Tensor]):
         self.paths = tuple(paths)
         self.size = (int(size[0]), int(size[1]))
         self.images = None
-        if len(self.paths) * 12 * self.size[0] * self.size[1] <= memory_budget:
-            self.images = load_all(self.paths, self.size, workers, progress)
+        self._recent: tuple[int, UInt8Array] | None = None
+        boxes: list[list[Box | None]] = [[None]] * len(self.paths)
+        if tile:
+            _for_each(self.paths, lambda i: image_size(self.paths[i]), workers, None)  # names what cannot be read
+            boxes = [list(tile_boxes(image_size(path), tile)) for path in self.paths]
+        self.source = np.repeat(np.arange(len(self.paths)), [len(own) for own in boxes])
+        """(N,) the place in `paths` of each item's image."""
+        self._boxes = [box for own in boxes for box in own]
+        if len(self) * 12 * self.size[0] * self.size[1] <= memory_budget:
+            self.images = torch.empty((len(self), 3, *self.size), dtype=torch.float32)
+            with _one_torch_thread():
+                _for_each(self.paths, self._load, workers, progress)
         elif verify:
             _for_each(self.paths, lambda i: _read(self.paths[i]), workers, progress)
+
+    def _load(self, number: int) -> None:
+        """Keep all items of an image."""
+        assert self.images is not None
+        image = _read(self.paths[number])
+        for i in range(*np.searchsorted(self.source, (number, number + 1)).tolist()):
+            box = self._boxes[i]
+            self.images[i] = to_size(image if box is None else cut(image, box), self.size)
 
     @property
     def cached(self) -> bool:
         """True if the images are kept in memory, so that data-loader workers would only copy them about."""
         return self.images is not None
 
+    def items(self, images: Sequence[int]) -> list[int]:
+        """The items that show some of the images, which are given by their places in `paths`."""
+        found: list[int] = np.flatnonzero(np.isin(self.source, images)).tolist()
+        return found
+
     def some(self, places: Sequence[int]) -> ImageStore:
-        """A store of some of the images, by their places; it shares their memory."""
+        """A store of some of the items; it shares their memory if they are all."""
         chosen = copy.copy(self)
-        chosen.paths = tuple(self.paths[i] for i in places)
-        if self.images is not None and len(places) < len(self.paths):
+        chosen.source = self.source[list(places)]
+        chosen._boxes = [self._boxes[i] for i in places]
+        if self.images is not None and len(places) < len(self):
             chosen.images = self.images[list(places)]
         return chosen
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> Tensor:
         if self.images is not None:
             return self.images[index]
-        return load_image(self.paths[index], self.size)
+        number, box = int(self.source[index]), self._boxes[index]
+        if box is None:
+            return load_image(self.paths[number], self.size)
+        if self._recent is None or self._recent[0] != number:  # tiles of one image mostly come one after the other
+            self._recent = number, _read(self.paths[number])
+        return to_size(cut(self._recent[1], box), self.size)
 
 
 def load_image(path: Path | str, size: tuple[int, int]) -> Tensor:
@@ -133,13 +169,8 @@ def load_all(
     Raises:
         ImageError: if images cannot be decoded; names the first ten of them and says how many there are.
     """
-    images = torch.empty((len(paths), 3, *size), dtype=torch.float32)
-
-    def load(i: int) -> None:
-        images[i] = load_image(paths[i], size)
-
-    with _one_torch_thread():
-        _for_each(paths, load, workers, progress)
+    images = ImageStore(paths, size, sys.maxsize, workers, progress).images
+    assert images is not None
     return images
 
 

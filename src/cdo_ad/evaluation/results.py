@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,10 @@ from cdo_ad.files import problem, relative_name, write_bytes, write_json
 from cdo_ad.inference.detector import load
 from cdo_ad.types import GOOD, Sample
 
-__all__ = ["Results", "evaluate_run", "images_csv", "read_metrics", "read_results", "write_results"]
+__all__ = [
+    "Results", "describe", "evaluate_run", "images_csv", "images_fingerprint", "measure_run", "read_metrics",
+    "read_results", "write_results",
+]  # fmt: skip
 
 METRICS, IMAGES, PIXELS = "metrics.json", "images.csv", "pixels.npz"
 COLUMNS = ("path", "defect_type", "category", "score", "p_value", "anomalous")
@@ -110,11 +114,27 @@ def evaluate_run(
     Raises:
         BundleError, DataError, ConfigError, MissingExtraError, OutputError: as the functions that it calls.
     """
+    found = measure_run(
+        run, data, layout=layout, category=category, at_size=at_size, false_alarm_rate=false_alarm_rate, device=device
+    )
+    return found, write_results(run, found, data)
+
+
+def measure_run(
+    run: Path | str,
+    data: Path | str,
+    *,
+    layout: str = "auto",
+    category: str | None = None,
+    at_size: tuple[int, int] | None = None,
+    false_alarm_rate: float | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """As `evaluate_run`, but nothing is written."""
     detector = load(run, device=device)
     if false_alarm_rate is not None:
         detector = detector.at_rate(false_alarm_rate)
-    found = evaluate(detector, read_samples(detector, data, layout, category), at_size=at_size)
-    return found, write_results(run, found, data)
+    return evaluate(detector, read_samples(detector, data, layout, category), at_size=at_size)
 
 
 def write_results(run: Path | str, evaluation: Evaluation, root: Path | str) -> MetricsFile:
@@ -129,7 +149,20 @@ def write_results(run: Path | str, evaluation: Evaluation, root: Path | str) -> 
         BundleError: the evaluation is of other weights. BusyError: another process is writing there.
         OutputError: the folder cannot be written to.
     """
-    run, root = Path(run), Path(root)
+    run = Path(run)
+    document, files = describe(evaluation, root)
+    if read_bundle(run).weights_sha256 != evaluation.weights_sha256:
+        raise BundleError(f"{run}: the evaluation is of other weights than the run's: evaluate it again")
+    with locked(run), write_run(run) as folder:
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+        write_json(folder / METRICS, document.to_json())
+    return document
+
+
+def describe(evaluation: Evaluation, root: Path | str) -> tuple[MetricsFile, dict[str, bytes]]:
+    """What `write_results` writes: `metrics.json`, and the contents of the files beside it by name."""
+    root = Path(root)
     images, pixels = images_csv(evaluation, root).encode(), evaluation.counts.to_bytes()
     files = {IMAGES: images, **({PIXELS: pixels} if len(evaluation.counts) else {})}
     document = MetricsFile(
@@ -143,24 +176,24 @@ def write_results(run: Path | str, evaluation: Evaluation, root: Path | str) -> 
         learned=evaluation.learned,
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )
-    if read_bundle(run).weights_sha256 != evaluation.weights_sha256:
-        raise BundleError(f"{run}: the evaluation is of other weights than the run's: evaluate it again")
-    with locked(run), write_run(run) as folder:
-        for name, content in files.items():
-            write_bytes(folder / name, content)
-        write_json(folder / METRICS, document.to_json())
-    return document
+    return document, files
 
 
 def _fingerprints(evaluation: Evaluation) -> dict[str, str]:
-    """Of each category's images, named relative to their common folder, wherever the data set lies."""
+    """Of each category's images, wherever the data set lies."""
     by_category: dict[str, list[Sample]] = {}
     for item in evaluation.scored:
         by_category.setdefault(item.category, []).append(item.sample)
-    return {
-        name: fingerprint(samples, os.path.commonpath([sample.path.parent.absolute() for sample in samples]))
-        for name, samples in by_category.items()
-    }
+    return {name: images_fingerprint(samples) for name, samples in by_category.items()}
+
+
+def images_fingerprint(samples: Sequence[Sample]) -> str:
+    """Of images that were evaluated, as `metrics.json` holds it: named relative to their common folder.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    return fingerprint(samples, os.path.commonpath([sample.path.parent.absolute() for sample in samples]))
 
 
 def images_csv(evaluation: Evaluation, root: Path) -> str:

@@ -23,6 +23,7 @@ from cdo_ad.errors import BundleError, CdoWarning, ConfigError, ImageError
 from cdo_ad.inference.artifact import FILES, INT8_FILE, is_export
 from cdo_ad.inference.engines import load_export
 from cdo_ad.inference.engines.base import UNKNOWN, Engine, Output, infer_stream
+from cdo_ad.inference.engines.tiled import tiled
 from cdo_ad.inference.engines.torch import TorchEngine, choose_device, gpu_present, load_model
 from cdo_ad.inference.regions import find_regions
 from cdo_ad.region import resize_region, unpack_region
@@ -185,7 +186,9 @@ class Detector:
         return self.categories.index(category)
 
 
-def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: str = "latency") -> Detector:
+def load(
+    run: Path | str, *, backend: str = "auto", device: str = "auto", mode: str = "latency", threads: int | None = None
+) -> Detector:
     """The detector of a run folder or of an exported model.
 
     Args:
@@ -196,6 +199,8 @@ def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: 
             An int8 model judges by its own calibration, which is inside its file, never by the run's.
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; what the engine offers.
         mode: of OpenVINO: `latency` or `throughput`, see `cdo_ad.inference.engines.openvino.OpenVinoEngine`.
+        threads: of the CPU, for an exported model; None for as many as there are cores. Torch has one number of threads
+            for the whole process: `torch.set_num_threads`.
 
     Raises:
         BundleError: a folder that is no complete run, an export that is missing, damaged or of other weights.
@@ -209,21 +214,24 @@ def load(run: Path | str, *, backend: str = "auto", device: str = "auto", mode: 
         kind = "onnx" if path.suffix == ".onnx" else "openvino"
         if backend not in ("auto", kind):
             raise ConfigError(f"{run} runs with {kind}, not with {backend}: leave backend out")
-        engine = load_export(path, device=device, mode=mode)
-        return Detector(engine, engine.metadata.calibration, engine.metadata.bundle(path))
+        engine = load_export(path, device=device, mode=mode, threads=threads)
+        whole = tiled(engine, engine.metadata.model.tile)
+        return Detector(whole, engine.metadata.calibration, engine.metadata.bundle(path))
     bundle = read_bundle(path)
     file = _export_to_use(bundle, backend, device)
     if file is not None:
-        exported = load_export(file, device=device, mode=mode)
+        exported = load_export(file, device=device, mode=mode, threads=threads)
         if exported.metadata.weights_sha256 == bundle.weights_sha256:
             # a later `calibrate` of the run counts; but scores of another precision have a calibration of their own
             exact = exported.metadata.precision == "fp32"
-            return Detector(exported, bundle.calibration if exact else exported.metadata.calibration, bundle)
+            calibration = bundle.calibration if exact else exported.metadata.calibration
+            return Detector(tiled(exported, bundle.model.tile), calibration, bundle)
         stale = f"{file} was made from other weights than those of {path}: export the run again"
         if backend != "auto" or find_spec("torch") is None:
             raise BundleError(stale)
         warnings.warn(f"{stale}; torch judges meanwhile", CdoWarning, stacklevel=2)
-    return Detector(TorchEngine(load_model(bundle), choose_device(device)), bundle.calibration, bundle)
+    own = TorchEngine(load_model(bundle), choose_device(device))
+    return Detector(tiled(own, bundle.model.tile), bundle.calibration, bundle)
 
 
 def _export_to_use(bundle: Bundle, backend: str, device: str) -> Path | None:

@@ -16,7 +16,7 @@ from cdo_ad.data.marks import write_png
 from cdo_ad.data.reading import read_ahead
 from cdo_ad.data.sources import find_sources
 from cdo_ad.errors import CdoError, DataError, ImageError
-from cdo_ad.files import writing
+from cdo_ad.files import append_line, writing
 from cdo_ad.inference.detector import Detector, Item
 from cdo_ad.inference.overlay import map16, overlay
 from cdo_ad.types import Prediction
@@ -90,13 +90,11 @@ def predict_files(
         if out is not None:
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
-                lines = stack.enter_context((out / "predictions.jsonl").open("w", encoding="utf-8"))
+                lines = stack.enter_context((out / "predictions.jsonl").open("wb", buffering=0))
         for item in wanted:
             for result in _results(item, judged, detector, None if out is None else (out, targets, maps)):
                 if lines is not None:
-                    with writing(out or "."):
-                        lines.write(json.dumps(result.to_json()) + "\n")
-                        lines.flush()
+                    append_line(lines, json.dumps(result.to_json()))
                 yield result
 
 

@@ -23,6 +23,7 @@ from cdo_ad.data.store import ImageStore
 from cdo_ad.errors import CdoWarning
 from cdo_ad.files import write_json
 from cdo_ad.inference.calibrate import score_images
+from cdo_ad.inference.engines.tiled import tiled
 from cdo_ad.inference.engines.torch import TorchEngine
 from cdo_ad.method.fit import FitSettings, LeftOut, fit_branches
 from cdo_ad.method.gaussian import components_for
@@ -32,7 +33,7 @@ from cdo_ad.provenance import DataRecord, Provenance, revision, versions
 from cdo_ad.training.checkpoint import Work
 from cdo_ad.training.material import Material
 
-__all__ = ["fit_and_calibrate", "specify", "write_model"]
+__all__ = ["fit_and_calibrate", "fitted_spec", "specify", "write_model"]
 
 IntArray = npt.NDArray[np.int64]
 MOST_IMAGES = 3000
@@ -56,9 +57,15 @@ class _Places:
         return self.store[self.places[index]]
 
 
-def specify(config: Config, material: Material) -> ModelSpec:
-    """The model that settings and images ask for; its branches are still to be fitted."""
-    sizes = [min(int((material.numbers == number).sum()), MOST_IMAGES) for number in range(len(material.categories))]
+def specify(config: Config, material: Material, store: ImageStore | None = None) -> ModelSpec:
+    """The model that settings and images ask for; its branches are still to be fitted.
+
+    Args:
+        config: the settings.
+        material: the good images.
+        store: of these images, where they are judged in tiles: then tiles count.
+    """
+    sizes = [min(len(own if store is None else store.items(own)), MOST_IMAGES) for own in _by_category(material)]
     return ModelSpec.from_config(
         config,
         [
@@ -90,30 +97,33 @@ def fit_and_calibrate(
         material: their categories, groups and folds.
         defects: labelled defects, of any category.
         config: the settings.
-        taught: places of the images that the apprentice learned from.
+        taught: places of the images in `material` that the apprentice learned from.
 
     Raises:
         ConfigError: from `fit_branches`.
         CalibrationError: a score that is not a number.
     """
     model.eval()
-    numbers = material.numbers
-    places = [np.flatnonzero(numbers == number).tolist() for number in range(len(material.categories))]
-    if len(places) > 1:
-        model.fit_categories([_batches(_Places(store, own), config.batch_size) for own in places])
+    by_category = _by_category(material)
+    if len(by_category) > 1:
+        model.fit_categories([_batches(_Places(store, store.items(own)), config.batch_size) for own in by_category])
     scores: dict[str, GoodScores] = {}
     used: list[list[str]] = []
-    for number, (name, own) in enumerate(zip(material.categories, places, strict=True)):
-        units = material.units(own, name)
+    for number, (name, own) in enumerate(zip(material.categories, by_category, strict=True)):
+        items = store.items(own)
+        shown = store.source[items]  # the image of each item: itself, or the one that a tile was cut from
+        units = material.units(own, name)[np.searchsorted(own, shown)]
         kept = _at_most(units, MOST_IMAGES, config.seed)
-        own, units = [own[i] for i in kept], np.unique(units[kept], return_inverse=True)[1]
-        trained = np.isin(own, taught)
-        left_out = _fit(model, number, _Places(store, own), units, trained, _of(model, defects, number), config)
-        unit = material.record.units[name]
-        scores[name] = GoodScores(left_out.scores.tolist(), left_out.maxima.tolist(), units.tolist(), unit)
-        used.append([material.record.images[i].name for i in own])
+        shown, units = shown[kept], np.unique(units[kept], return_inverse=True)[1]
+        source, trained = _Places(store, [items[i] for i in kept]), np.isin(shown, taught)
+        left_out = _fit(model, number, source, units, trained, _of(model, defects, number), config)
+        images, first, of = np.unique(shown, return_index=True, return_inverse=True)
+        # an image scores as its worst tile does
+        largest, maxima = (_largest(values, of).tolist() for values in (left_out.scores, left_out.maxima))
+        scores[name] = GoodScores(largest, maxima, units[first].tolist(), material.record.units[name])
+        used.append([material.record.images[i].name for i in images])
     if config.calibration == "held-out":
-        found = score_images(TorchEngine(model, model.mean.device), material.held_out)
+        found = score_images(tiled(TorchEngine(model, model.mean.device), config.tile), material.held_out)
         for number, name in enumerate(material.categories):
             own = [i for i, (_, at) in enumerate(material.held_out) if at == number]
             unit = material.record.units[name]
@@ -160,6 +170,18 @@ def _fit(
         )  # fmt: skip
 
 
+def _by_category(material: Material) -> list[list[int]]:
+    """Places of the images of each category, ascending."""
+    return [np.flatnonzero(material.numbers == number).tolist() for number in range(len(material.categories))]
+
+
+def _largest(values: npt.NDArray[np.float64], of: IntArray) -> npt.NDArray[np.float64]:
+    """The largest value of each image's items; `of` numbers the image of each."""
+    found = np.full(of.max() + 1, -np.inf)
+    np.maximum.at(found, of, values)
+    return found
+
+
 def _at_most(units: IntArray, count: int, seed: int) -> list[int]:
     """Places of at most `count` images, whole units, drawn at random."""
     if len(units) <= count:
@@ -187,6 +209,17 @@ def _of(model: AnomalyModel, defects: Defects | None, number: int) -> tuple[Tens
     return (defects.images[own], defects.masks[own]) if bool(own.any()) else None
 
 
+def fitted_spec(model: AnomalyModel) -> ModelSpec:
+    """What a fitted model is made of: branches that got no weight are gone, a defect head may have come."""
+    categories = tuple(
+        spec.model_copy(
+            update={"branches": model.branches(i).names, "defect_head": model.branches(i).defect_head is not None}
+        )
+        for i, spec in enumerate(model.spec.categories)
+    )
+    return model.spec.model_copy(update={"categories": categories})
+
+
 def write_model(
     out: Path,
     model: AnomalyModel,
@@ -211,21 +244,16 @@ def write_model(
         BundleError: `out` holds something else than a run.
         OutputError: the folder cannot be written to.
     """
-    categories = tuple(
-        spec.model_copy(
-            update={"branches": model.branches(i).names, "defect_head": model.branches(i).defect_head is not None}
-        )
-        for i, spec in enumerate(model.spec.categories)
-    )
+    spec = fitted_spec(model)
     # a copy of each tensor: parts that share memory cannot be saved
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    if not any("disagreement" in spec.branches for spec in categories):  # its weight is 0 everywhere
+    if "disagreement" not in spec.branches:  # its weight is 0 everywhere
         state = {name: value for name, value in state.items() if not name.startswith("apprentice.")}
     weights = save(state)
     digest = hashlib.sha256(weights).hexdigest()
     manifest = bundles.Manifest(
         settings=config,
-        model=model.spec.model_copy(update={"categories": categories}),
+        model=spec,
         weights_sha256=digest,
         provenance=Provenance(
             data=data,

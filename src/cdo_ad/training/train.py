@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cdo_ad.bundle import Bundle, check_writable, locked, read_bundle
 from cdo_ad.config import Config
+from cdo_ad.data.decode import image_size
 from cdo_ad.data.input_size import choose_input_size
-from cdo_ad.errors import Interrupted, OutputError, needs_extra
+from cdo_ad.errors import ConfigError, Interrupted, OutputError, needs_extra
 from cdo_ad.progress import progress_bar
+from cdo_ad.tiles import tile_for
 from cdo_ad.training.material import Material, gather
 
 with needs_extra("train", "training"):
@@ -29,6 +33,8 @@ with needs_extra("train", "training"):
 
 __all__ = ["MEMORY_BUDGET", "Machine", "make_run", "train"]
 
+SIDE, LOOKED = 256, 200
+"""The input's side for tiles, and images whose size is looked at to choose them."""
 MEMORY_BUDGET = 4 * 2**30
 """Bytes of decoded images that are kept in memory; a larger training set is read again in each epoch."""
 
@@ -58,6 +64,7 @@ def train(
     devices: int = 1,
     defects: Path | str | None = None,
     region: Path | str | None = None,
+    smallest_defect: float | None = None,
     interrupted: AfterInterruption = "refuse",
     workers: int = 2,
     memory_budget: int = MEMORY_BUDGET,
@@ -77,6 +84,8 @@ def train(
         defects: folder with a few labelled defects to learn from too, see `cdo_ad.data.defects.read_defects`.
         region: where to inspect: a mask file, a folder with one for each category, a polygon, or `auto`; see
             `cdo_ad.data.region.read_region`. The anomaly map is 0 elsewhere. None for the whole image.
+        smallest_defect: its size in pixels of the images: large images are then judged in tiles in which it spans a
+            cell of the features. None: as `config.tile` says.
         interrupted: what to do with an interrupted training of `out`: refuse to touch it, go on with it (the result is
             that of an uninterrupted one), or discard it.
         workers: processes that read images which do not fit in memory, and threads that decode those which do.
@@ -98,6 +107,9 @@ def train(
     check_writable(out)
     labelled = read_defects(defects) if defects is not None else []
     material = gather(data, config, layout, category, unified, labelled)
+    config, material = _in_tiles(config, material, smallest_defect)
+    if config.tile and region is not None:
+        raise ConfigError("tiles and a region of interest exclude each other: leave one of them out")
     if config.image_height == 0:
         (height, width), why = choose_input_size(material.paths, config.budget)
         config = config.replace(image_height=height, image_width=width)
@@ -105,6 +117,24 @@ def train(
     if region is not None:
         material = material.inside(region, config.image_size)
     return make_run(out, config, material, Machine(device, devices, workers, memory_budget), interrupted=interrupted)
+
+
+def _in_tiles(config: Config, material: Material, smallest_defect: float | None) -> tuple[Config, Material]:
+    """Settings for images in tiles, where they are wanted and images are large; the input is square then."""
+    if smallest_defect is not None:
+        if smallest_defect <= 0:
+            raise ConfigError(f"the smallest defect must have a size in pixels, got {smallest_defect:g}")
+        sizes = np.array([image_size(path) for path in material.paths[:LOOKED]])
+        middle = (int(np.median(sizes[:, 0])), int(np.median(sizes[:, 1])))
+        tile = tile_for(smallest_defect, config.image_height or SIDE, middle)
+        config = config.replace(tile=tile)
+        if not tile:
+            material = material.told(f"whole images show defects of {smallest_defect:g} pixels, so no tiles")
+    if not config.tile:
+        return config, material
+    if config.image_height == 0:
+        config = config.replace(image_height=SIDE, image_width=SIDE)
+    return config, material.told(f"judged in tiles of {config.tile} pixels")
 
 
 def make_run(
@@ -176,14 +206,14 @@ def _make(
     store = _load(material, config, machine)
     defects = load_defects(material.defects, config.image_size) if material.defects else None
     torch.manual_seed(config.seed)
-    model = AnomalyModel(specify(config, material), config.weights if start is None else "none")
+    model = AnomalyModel(specify(config, material, store), config.weights if start is None else "none")
     if start is not None:
         take_networks(model, load_model(start))
     model = model.to(memory_format=torch.channels_last).to(fabric.device)
     taught = material.taught(config)
     if model.apprentice is not None and not keep_apprentice:
         ApprenticeTraining(
-            fabric, model, store.some(taught), config, work, defects=defects, workers=machine.workers
+            fabric, model, store.some(store.items(taught)), config, work, defects=defects, workers=machine.workers
         ).run()
     if not fabric.is_global_zero:
         return
@@ -208,5 +238,6 @@ def _load(material: Material, config: Config, machine: Machine) -> ImageStore:
             config.image_size,
             memory_budget=machine.memory_budget,
             workers=machine.workers,
+            tile=config.tile,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

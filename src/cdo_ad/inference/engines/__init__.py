@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 __all__ = ["load_export"]
 
 
-def load_export(path: Path, *, device: str = "auto", mode: str = "latency") -> OpenVinoEngine | OnnxEngine:
-    """The engine for an exported file, by its ending; raises as the two classes do."""
+def load_export(
+    path: Path, *, device: str = "auto", mode: str = "latency", threads: int | None = None
+) -> OpenVinoEngine | OnnxEngine:
+    """The engine for an exported file, by its ending; arguments and errors as of the two classes."""
     if path.suffix == ".onnx":
         from cdo_ad.inference.engines.onnx import OnnxEngine
 
-        return OnnxEngine(path, device=device)
+        return OnnxEngine(path, device=device, threads=threads)
     from cdo_ad.inference.engines.openvino import OpenVinoEngine
 
-    return OpenVinoEngine(path, device=device, mode=mode)
+    return OpenVinoEngine(path, device=device, mode=mode, threads=threads)

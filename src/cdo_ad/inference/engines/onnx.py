@@ -25,12 +25,13 @@ PROVIDERS = {
 class OnnxEngine:
     """ONNX Runtime, on the first provider that is present: TensorRT, CUDA (without TF32), DirectML, CPU."""
 
-    def __init__(self, path: Path, *, device: str = "auto") -> None:
+    def __init__(self, path: Path, *, device: str = "auto", threads: int | None = None) -> None:
         """Read a model.
 
         Args:
-            path: the .onnx file; its .sha256 lies beside it.
+            path: the .onnx file; its .onnx.sha256 lies beside it.
             device: `auto`, `cuda`, `dml` or `cpu`.
+            threads: of the CPU, for one image; None for as many as there are cores.
 
         Raises:
             BundleError: a damaged file, or one that is no exported model.
@@ -42,6 +43,7 @@ class OnnxEngine:
             import onnxruntime as ort
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
         # its threads would wait for the next image at full load, which doubled the time of an engine called meanwhile
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

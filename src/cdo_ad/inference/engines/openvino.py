@@ -57,10 +57,14 @@ _core_lock = threading.Lock()
 class OpenVinoGraph:
     """A graph of `cdo_ad.deploy`, compiled in float32 (int8 where it says so); may be called from several threads."""
 
-    def __init__(self, graph: Any, target: str = "CPU", mode: str = "latency", profile: bool = False) -> None:
-        """Compile an `openvino.Model` for a device of OpenVINO; `mode` as in `OpenVinoEngine`, see `profiled`."""
+    def __init__(
+        self, graph: Any, target: str = "CPU", mode: str = "latency", profile: bool = False, threads: int | None = None
+    ) -> None:
+        """Compile an `openvino.Model` for a device of OpenVINO; arguments as in `OpenVinoEngine`."""
         # OpenVINO would pick bf16 by itself where the processor has it
         self._options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": mode.upper(), "PERF_COUNT": profile}
+        if threads is not None and target == "CPU":
+            self._options["INFERENCE_NUM_THREADS"] = threads
         self._target = target
         self.source = graph
         self._chooses = len(graph.inputs) > 1  # a model of several categories takes their numbers too
@@ -132,14 +136,23 @@ class OpenVinoGraph:
 class OpenVinoEngine(OpenVinoGraph):
     """An exported OpenVINO file."""
 
-    def __init__(self, path: Path, *, device: str = "auto", mode: str = "latency", profile: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "auto",
+        mode: str = "latency",
+        profile: bool = False,
+        threads: int | None = None,
+    ) -> None:
         """Read and compile a model.
 
         Args:
-            path: the .xml file; its .bin and .sha256 lie beside it.
+            path: the .xml file; its .bin and .xml.sha256 lie beside it.
             device: `auto` and `cpu` are the CPU; any other is a name of OpenVINO, e.g. `gpu`.
             mode: `latency` (all cores for one image) or `throughput` (several images side by side, `infer_many`).
             profile: let OpenVINO time each node, for `profiled`.
+            threads: of the CPU; None for as many as there are cores.
 
         Raises:
             BundleError: a damaged file, or one that is no exported model.
@@ -159,4 +172,4 @@ class OpenVinoEngine(OpenVinoGraph):
         except RuntimeError as error:
             raise BundleError(f"{path} is no exported model: {first_line(error)}") from error
         self.metadata = Metadata.read(text, path)
-        super().__init__(graph, target, mode, profile)
+        super().__init__(graph, target, mode, profile, threads)
