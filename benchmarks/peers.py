@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cdo_ad.config import Config
 
 BATCH = 8  # images a call, for the throughput
+NOISE = 12  # images that branches are fitted on: speed does not depend on what they hold
 BANK = 32_768  # PatchCore's vectors: its default of 10 % of the positions of 320 images
 PEERS = ("PaDiM", "PatchCore", "STFPM", "EfficientAD", "Reverse Distillation")
 LAYERS = {"tf_efficientnet_lite0": ["blocks.1", "blocks.2", "blocks.4"]}  # strides 4, 8, 16, as ours
@@ -138,24 +139,28 @@ def settings(backbone: str, size: int) -> Config:
 
 
 def random_run(folder: Path, config: Config) -> Path:
-    """A run with random weights; a density is fitted on noise."""
+    """A run with random weights; branches are fitted on noise."""
     import torch
 
-    from cdo_ad.calibration import Calibration
-    from cdo_ad.method.fit import fit_branches
-    from cdo_ad.method.network import CdoNetwork
-    from cdo_ad.training.job import write_run
+    from cdo_ad.calibration import Calibration, GoodScores
+    from cdo_ad.config import CategorySpec, ModelSpec
+    from cdo_ad.method.fit import FitSettings, fit_branches
+    from cdo_ad.method.model import AnomalyModel
+    from cdo_ad.provenance import DataRecord
+    from cdo_ad.training.postfit import write_model
 
     torch.manual_seed(0)
-    config = config.replace(weights="none")
-    network = CdoNetwork.from_config(config).eval()
-    if config.density:
-        noise = torch.randint(0, 256, (8, 3, *config.image_size), dtype=torch.uint8)
-        fit_branches(network, [noise], len(noise))
+    size = config.image_size if config.image_height else (256, 256)
+    config = config.replace(weights="none", image_height=size[0], image_width=size[1])
+    category = CategorySpec.from_config(config, components=NOISE // 3, intensity_components=NOISE // 10)
+    model = AnomalyModel(ModelSpec.from_config(config, [category])).eval()
+    if category.standardized:
+        noise = torch.randint(0, 256, (NOISE, 3, *size)).float()
+        fit_branches(model, 0, noise, np.arange(NOISE), FitSettings("equal"))
     scores = [float(i) for i in range(1, 40)]
-    data = {"root": "", "category": "", "fingerprint": "0" * 64, "fit": [], "calibration": []}
-    folder.mkdir()
-    write_run(folder, network, config, {"data": data, "revision": None}, Calibration.fit(scores, scores, 0.05))
+    calibration = Calibration.fit({"": GoodScores(scores, scores)}, 0.05)
+    record = DataRecord(root="", category="", fingerprint="0" * 64, images=(), split="noise", units={"": "image"})
+    write_model(folder, model, config, record, calibration)
     return folder
 
 
@@ -164,38 +169,37 @@ def ours(run: Path, folder: Path) -> tuple[dict[str, Callable[[np.ndarray], floa
     from cdo_ad.bundle import read_bundle
     from cdo_ad.deploy.benchmark import Streamed
     from cdo_ad.deploy.export import describe
-    from cdo_ad.deploy.graph import openvino_model, save_openvino, write_onnx
+    from cdo_ad.deploy.graph_onnx import write_onnx
+    from cdo_ad.deploy.graph_openvino import openvino_model, openvino_networks, save_openvino
     from cdo_ad.deploy.int8 import quantise
-    from cdo_ad.deploy.stages import PlainRuntime
+    from cdo_ad.deploy.stages import PlainEngine
     from cdo_ad.errors import CdoError
-    from cdo_ad.inference.artifact import load_runtime
-    from cdo_ad.inference.engines.torch import TorchRuntime, load_network
+    from cdo_ad.inference.engines import load_export
+    from cdo_ad.inference.engines.torch import TorchEngine, load_model
 
     bundle = read_bundle(run)
-    metadata = describe(bundle, "fp32", bundle.calibration)
-
-    def network() -> Any:
-        return load_network(bundle.config, bundle.model_file)
+    metadata = describe(bundle, "fp32", bundle.model, bundle.calibration)
 
     def openvino(quantised: bool, streamed: bool = False) -> Any:
         file = folder / ("int8.xml" if quantised else "fp32.xml")
         if not file.is_file():
-            model = openvino_model(network(), metadata)
+            model = load_model(bundle)
+            networks = openvino_networks(model)
             if quantised:
-                size = bundle.config.image_size
-                model = quantise(model, np.random.default_rng(1).integers(0, 256, (8, *size, 3), dtype=np.uint8), [])
-            save_openvino(model, file)
+                noise = np.random.default_rng(1).normal(size=(8, 1, 3, *bundle.config.image_size)).astype(np.float32)
+                networks, _ = quantise(networks, list(noise))
+            save_openvino(openvino_model(model, metadata, networks), file)
         if streamed:
-            return Streamed(load_runtime(file, device="cpu", mode="throughput"))
-        return load_runtime(file, device="cpu")
+            return Streamed(load_export(file, device="cpu", mode="throughput"))
+        return load_export(file, device="cpu")
 
     def onnx() -> Any:
-        write_onnx(network(), metadata, folder / "fp32.onnx")
-        return load_runtime(folder / "fp32.onnx", device="cpu")
+        write_onnx(load_model(bundle), metadata, folder / "fp32.onnx")
+        return load_export(folder / "fp32.onnx", device="cpu")
 
     makers: dict[str, Callable[[], Any]] = {
-        "cdo-ad, plain PyTorch": lambda: PlainRuntime(network()),
-        "cdo-ad, PyTorch": lambda: TorchRuntime(network()),
+        "cdo-ad, plain PyTorch": lambda: PlainEngine(load_model(bundle)),
+        "cdo-ad, PyTorch": lambda: TorchEngine(load_model(bundle)),
         "cdo-ad, ONNX Runtime": onnx,
         "cdo-ad, OpenVINO": lambda: openvino(False),
         "cdo-ad, OpenVINO, streamed": lambda: openvino(False, streamed=True),
