@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import cdo_ad
+from cdo_ad.cli.main import app
 from cdo_ad.errors import BusyError, ConfigError, DataError, OutputError
 from cdo_ad.files import exclusive
 from cdo_ad.inference.detector import load
@@ -28,8 +32,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdo_ad.scale.judging import Judge, Plan
+from cdo_ad.scale.parts import Results
 from cdo_ad.scale.reading import read_images
-from cdo_ad.scale.scoring import ScoreSummary, score
+from cdo_ad.scale.scoring import ScoreSummary, model_of, score
 from cdo_ad.scale.sources import LARGEST, Fragment, fragments
 from cdo_ad.scale.storage import Storage
 
@@ -125,7 +130,8 @@ def test_each_image_has_one_row_though_processes_die(
         new.unlink()
     assert (again.images, again.known_images) == (lost + 1, 80 - lost)
     assert len(rows(tmp_path / "out")) == 81
-    assert score(tiny_run, folder, out=tmp_path / "out").images == 0
+    shown = CliRunner().invoke(app, ["score", str(tiny_run), str(folder), "--out", str(tmp_path / "out")])
+    assert shown.exit_code == 0 and "0 images judged" in shown.stdout and "81 image files" in shown.stdout
 
 
 def test_shards_and_parquet_on_s3(tiny_run: Path, tmp_path: Path, local_ray: Resources, s3: dict[str, Any]) -> None:
@@ -244,15 +250,10 @@ def test_results_inside_the_source_are_not_judged(folder: Path, tmp_path: Path, 
 @pytest.fixture
 def judged_folder(tiny_run: Path, folder: Path, tmp_path: Path) -> Path:
     """Results of one part, made without Ray."""
-    from cdo_ad.scale.parts import Results
-    from cdo_ad.scale.scoring import _identity
-
     out = tmp_path / "judged"
     out.mkdir()
-    Results(Storage(str(out)), _identity(tiny_run, None))
+    Results(Storage(str(out)), model_of(tiny_run, None))
     plan = Plan(tiny_run, str(folder), str(out), None, "auto", "cpu", 1, None)
-    import pickle
-
     fragment = next(iter(fragments(Storage(str(folder)), list)))
     answer = Judge(plan)({"fragment": pickle.dumps(fragment)})
     assert (answer["images"], answer["error"]) == (16, "")
@@ -306,3 +307,11 @@ def test_an_unknown_model_and_an_empty_folder_are_named(tiny_run: Path, tmp_path
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image, tar shard or Parquet"):
         score(tiny_run, tmp_path / "empty", out=tmp_path / "out")
+
+
+def test_without_ray_the_message_says_what_to_install(
+    folder: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(cdo_ad.errors.MissingExtraError, match=r"cdo-ad\[scale\]"):
+        score(tiny_run, folder, out=tmp_path / "out")

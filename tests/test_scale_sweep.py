@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from cdo_ad import recipes
 from cdo_ad.bundle import read_bundle
+from cdo_ad.cli.main import app
 from cdo_ad.errors import ConfigError, DataError
 from cdo_ad.files import write_json
 from cdo_ad.scale.cluster import Resources
@@ -91,7 +93,9 @@ def test_killed_jobs_are_done_all_the_same_and_nothing_is_doubled(
 
 
 def test_only_what_is_missing_or_made_otherwise_is_done_again(
-    swept: tuple[Path, Sweep, list[Outcome], list[int]], data: Path, tmp_path: Path
+    swept: tuple[Path, Sweep, list[Outcome], list[int]],
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     before, done, _, _ = swept
     out = tmp_path / "runs"
@@ -107,6 +111,12 @@ def test_only_what_is_missing_or_made_otherwise_is_done_again(
     after = {name: (run / "model.safetensors").stat().st_mtime_ns for name, run in runs.items()}
     assert [name for name in made if made[name] != after[name]] == ["nut paper_resnet18 seed 112"]
     assert weights == {name: read_bundle(run).weights_sha256 for name, run in runs.items()}
+
+    words = [word for setting in SETTINGS for word in ("--set", setting)]
+    words = ["sweep", data, "--seeds", 2, "--recipe", "paper_resnet18", *words, "--out", out]
+    shown = CliRunner().invoke(app, list(map(str, words)))
+    assert shown.exit_code == 0, shown.output
+    assert shown.stderr.count("finished before") == 4 and "mean of 2" in shown.stdout
 
 
 def test_another_image_or_setting_is_another_job(

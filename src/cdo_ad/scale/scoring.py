@@ -95,7 +95,7 @@ def score(
         MissingExtraError: Ray, the engine or the storage's package is not installed.
     """
     run = Path(run).absolute()
-    judged = _identity(run, category)
+    judged = model_of(run, category)
     there, place = Storage(str(source), options), Storage(str(out), options)
     with ExitStack() as stack:
         if place.local:
@@ -142,7 +142,7 @@ def _windows(todo: Iterable[Fragment], size: int) -> Iterator[list[Fragment]]:
         yield window
 
 
-def _identity(run: Path, category: str | None) -> Judged:
+def model_of(run: Path, category: str | None) -> Judged:
     """What the results will say of their model; no engine is loaded for it."""
     if is_export(run):
         check_manifest(run)
