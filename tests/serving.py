@@ -54,12 +54,16 @@ class Served:
 
 
 @contextmanager
-def running(folder: Path, run: Path | None = None, product: str = "tiles", **settings: Any) -> Iterator[Served]:
-    """Serve a run as a product until the block ends, which must end gracefully."""
+def running(
+    folder: Path, run: Path | None = None, product: str = "tiles",
+    prepare: Callable[[Service], None] = lambda service: None, **settings: Any,
+) -> Iterator[Served]:  # fmt: skip
+    """Serve a run as a product until the block ends, which must end gracefully; `prepare` is called before."""
     values: dict[str, Any] = {"folder": folder, "port": 0, "backend": "torch", "device": "cpu", **settings}
     with opened(ServerSettings.checked(**values)) as service:
         if run is not None:
             service.serve_run(run, product)
+        prepare(service)
         stop, ready, address = threading.Event(), threading.Event(), [""]
 
         def told(where: str) -> None:

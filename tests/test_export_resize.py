@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cdo_ad.method.resize import resize
+
+from cdo_ad.method.preprocess import resize
 
 openvino = pytest.importorskip("openvino", reason="needs the extra runtime")
 from cdo_ad.deploy.resize import resized  # noqa: E402
-from cdo_ad.inference.artifact import openvino_core  # noqa: E402
+from cdo_ad.inference.engines.openvino import openvino_core  # noqa: E402
 
 SOURCES = [(64, 96), (65, 95), (900, 900), (37, 50), (3, 5), (1, 1), (1, 300), (5000, 7), (64, 50), (36, 51)]
 

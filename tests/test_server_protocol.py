@@ -82,10 +82,10 @@ def test_scores_and_maps_are_those_of_the_detector(
 def test_files_categories_and_rates_are_taken(client: object) -> None:
     files = triton.InferInput("file", [2], "BYTES")
     files.set_data_from_numpy(np.array([png(1), png(2, size=(50, 60))], dtype=object))
-    result = client.infer("tiles", [files], parameters={"rate": 0.2})
+    result = client.infer("tiles", [files], parameters={"rate": 0.5})
     assert result.as_numpy("score").shape == (2,)
     assert result.as_numpy("map") is None  # of two sizes
-    strict = client.infer("tiles", [files], parameters={"rate": 0.05}).as_numpy("threshold")
+    strict = client.infer("tiles", [files], parameters={"rate": 0.08}).as_numpy("threshold")
     assert (strict > result.as_numpy("threshold")).all()
 
 

@@ -71,7 +71,7 @@ def test_filters_and_csv_agree(served: Served) -> None:
 
 
 def test_a_stricter_rate_moves_the_threshold(served: Served) -> None:
-    thresholds = [served.inspect(png(5), rate=rate).json()["threshold"] for rate in (0.05, 0.1, 0.3)]
+    thresholds = [served.inspect(png(5), rate=rate).json()["threshold"] for rate in (0.08, 0.2, 0.5)]
     assert thresholds == sorted(thresholds, reverse=True) and thresholds[0] > thresholds[2]
     answer = served.inspect(png(5), rate=0.001)
     assert answer.status_code == 400 and "999 different parts" in answer.json()["error"]
@@ -159,7 +159,7 @@ def test_corrections(served: Served) -> None:
     path = f"/v1/inspections/{found['uid']}/correction"
     assert served.http.put(path, json={"verdict": "missed", "boxes": [[1, 1, 5, 5]]}).status_code == 400
     assert served.http.put(path, json={"verdict": "false alarm"}).json()["verdict"] == "false alarm"
-    good = served.inspect(png(7), rate=0.05).json()
+    good = served.inspect(png(7), rate=0.08).json()
     if not good["anomalous"]:
         path = f"/v1/inspections/{good['uid']}/correction"
         assert "needs a box" in served.http.put(path, json={"verdict": "missed"}).json()["error"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cdo_ad.version import __version__
+
 if TYPE_CHECKING:
     from cdo_ad import errors, recipes
     from cdo_ad.audit.check import check
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from cdo_ad.training.adapt import adapt, refit
     from cdo_ad.training.train import train
     from cdo_ad.types import Prediction, Region, Sample
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "bundle",
@@ -70,10 +70,38 @@ _HOMES = {
 }
 
 __all__ = [
-    "Bundle", "Calibration", "CdoError", "Config", "Detector", "Evaluation", "Prediction", "Region", "Sample",
-    "adapt", "benchmark", "calibrate", "check", "compare", "drift", "errors", "evaluate", "export", "export_int8",
-    "load", "predict_files", "read_bundle", "read_dataset", "read_image", "recipes", "refit", "report", "run_demo",
-    "sweep", "table", "train",
+    "Bundle",
+    "Calibration",
+    "CdoError",
+    "Config",
+    "Detector",
+    "Evaluation",
+    "Prediction",
+    "Region",
+    "Sample",
+    "__version__",
+    "adapt",
+    "benchmark",
+    "calibrate",
+    "check",
+    "compare",
+    "drift",
+    "errors",
+    "evaluate",
+    "export",
+    "export_int8",
+    "load",
+    "predict_files",
+    "read_bundle",
+    "read_dataset",
+    "read_image",
+    "recipes",
+    "refit",
+    "report",
+    "run_demo",
+    "sweep",
+    "table",
+    "train",
 ]  # fmt: skip
 
 

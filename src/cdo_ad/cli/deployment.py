@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,15 +19,20 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="Quantise; refused where that costs quality. OpenVINO only.")
     ] = False,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of good images to compare on; default: those held out.")
+    images: Annotated[Path | None, typer.Option(help="Good images to compare on; default: the run's.")] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(help="With --int8: data set whose labelled test images judge it too.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one model file that needs no torch, and prove that it gives the same answers."""
     if int8:
-        _export_int8(run, to, images, as_json)
+        if images is not None:
+            raise ConfigError("--int8 is fitted on the run's own images: leave --images out")
+        _export_int8(run, to, labelled, as_json)
         return
+    if labelled is not None:
+        raise ConfigError("--labelled judges an int8 model: add  --int8")
     from cdo_ad.deploy.export import export as write
 
     file, agreement = write(run, to, images=images)
@@ -40,22 +45,28 @@ def export(
     )
 
 
-def _export_int8(run: Path, to: str, images: Path | None, as_json: bool) -> None:
+def _export_int8(run: Path, to: str, labelled: Path | None, as_json: bool) -> None:
     if to != "openvino":
         raise ConfigError(f"--int8 is made for OpenVINO, not for {to!r}: use  --to openvino --int8")
     from cdo_ad.deploy.int8 import export_int8
 
-    file, quality = export_int8(run, images=images)
+    file, quality = export_int8(run, labelled=labelled)
     if as_json:
         show_json({"file": str(file), **quality.to_json()})
         return
-    kept = ", ".join(quality.kept_fp32) or "none"
+    show(f"{file}: branches and thresholds were made anew from {quality.good} good images")
+    fp32, int8 = quality.fp32, quality.int8
     show(
-        f"{file}: image AUROC {quality.int8.image_auroc:.4f} (fp32 {quality.fp32.image_auroc:.4f}), pixel AP "
-        f"{quality.int8.pixel_ap:.4f} (fp32 {quality.fp32.pixel_ap:.4f}) on {quality.good} good images and "
-        f"{quality.anomalous} synthetic anomalies (largest fall, of any strength alone: {quality.fall:.4f}); "
-        f"kept in fp32: {kept}; thresholds calibrated anew"
+        f"{quality.anomalous} synthetic anomalies: AUROC {int8.image_auroc:.4f} (float32 {fp32.image_auroc:.4f}), "
+        f"pixel AP {int8.ap:.4f} ({fp32.ap:.4f}), detected {int8.detected:.1%} ({fp32.detected:.1%})"
     )
+    if quality.labelled is not None:
+        fp32, int8 = quality.labelled
+        show(
+            f"labelled images: AUROC {int8.image_auroc:.4f} (float32 {fp32.image_auroc:.4f}), AP {int8.ap:.4f} "
+            f"({fp32.ap:.4f}), detected {int8.detected:.1%} ({fp32.detected:.1%}), false alarms "
+            f"{int8.false_alarms:.1%} ({fp32.false_alarms:.1%})"
+        )
 
 
 def benchmark(
@@ -86,13 +97,11 @@ def benchmark(
     show(f"{result['machine']['processor']}, {result['machine']['cores']} cores")
 
 
-def _show_stages(stages: dict[str, Any]) -> None:
-    """A column an engine; milliseconds, and the share of time that is convolution."""
-    engines = {"torch": stages, **{name: each for name, each in stages.items() if isinstance(each, dict)}}
-    show("\nstage" + " " * 18 + "".join(f"{name:>15}" for name in engines))
-    names = dict.fromkeys(name for each in engines.values() for name in each if not isinstance(each[name], dict))
-    for name in names:
-        values = (f"{each[name]:15.2f}" if name in each else " " * 15 for each in engines.values())
+def _show_stages(stages: dict[str, dict[str, float]]) -> None:
+    """A column an engine; milliseconds. `all` is what every engine does."""
+    show("\nstage" + " " * 18 + "".join(f"{name:>15}" for name in stages))
+    for name in dict.fromkeys(name for each in stages.values() for name in each):
+        values = (f"{each[name]:15.2f}" if name in each else " " * 15 for each in stages.values())
         show(f"{name:23}" + "".join(values))
     show("")
 

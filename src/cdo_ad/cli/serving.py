@@ -1,17 +1,29 @@
-"""The verbs of the inspection server: serve, keys."""
+"""The verbs of the line: serve, watch, keys."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cdo_ad.cli.options import Device, say, show
+from cdo_ad.cli.options import Category, Device, Run, say, show
 from cdo_ad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cdo_ad.server.line.station import Station
 
 __all__ = ["VERBS"]
 
+To = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SINK",
+        help="Where decisions go: jsonl:FILE, https://..., mqtt://HOST/TOPIC, modbus://HOST/?coil=0&register=0, "
+        "opcua://ADDRESS:PORT; may be repeated.",
+    ),
+]
+After = Annotated[str, typer.Option(help="Files of a folder that were judged: keep or move (to done/ and failed/).")]
 State = Annotated[Path, typer.Option("--state", help="Folder for all that the server keeps.")]
 
 
@@ -35,6 +47,16 @@ def serve(
     keep_gigabytes: Annotated[float, typer.Option(help="Gigabytes of images that stay.")] = 20,
     max_upload: Annotated[int, typer.Option(help="Bytes of one upload.")] = 32 * 2**20,
     max_pixels: Annotated[int, typer.Option(help="Pixels of one image.")] = 50_000_000,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME@PRODUCT=SOURCE", help="Images of the line, as for watch; may be repeated."),
+    ] = None,
+    trigger: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TRIGGER", help="Of a source: server, http://HOST:PORT or modbus://HOST:PORT/COIL."),
+    ] = None,
+    to: To = None,
+    after: After = "keep",
     requests_per_minute: Annotated[int, typer.Option(help="Of one key.")] = 6000,
     backend: Annotated[str, typer.Option(help="auto, torch, openvino, openvino-int8 or onnx.")] = "auto",
     device: Device = "auto",
@@ -56,9 +78,54 @@ def serve(
         for text in runs or []:
             name, run = _named(text)
             service.serve_run(run, name)
+        _add_line(service.station, state, source or [], trigger or [], to or [], after)
         if settings.auth and service.keys.empty:
             say(f"the first key, of the role admin, shown this once: {service.keys.create('first admin', 'admin')}")
         answer(service, lambda address: show(f"ready at {address}"))
+
+
+def watch(
+    run: Run,
+    source: Annotated[
+        str, typer.Argument(help="A folder, a video, camera:0, rtsp://..., http://... or genicam:PRODUCER.cti.")
+    ],
+    to: To = None,
+    state: Annotated[Path, typer.Option("--state", help="Folder for outboxes and for what was judged.")] = Path(
+        "watch"
+    ),
+    after: After = "keep",
+    trigger: Annotated[
+        str | None, typer.Option(help="Take one image at each: http://HOST:PORT or modbus://HOST:PORT/COIL.")
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Of a video, every nth frame.")] = 1,
+    once: Annotated[bool, typer.Option("--once", help="End when all files of the folder are judged.")] = False,
+    name: Annotated[str | None, typer.Option(help="Of the product, in messages; default: the run's.")] = None,
+    category: Category = None,
+    rate: Annotated[float | None, typer.Option(help="False-alarm rate to decide with; default: the run's.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, torch, openvino, openvino-int8 or onnx.")] = "auto",
+    device: Device = "auto",
+) -> None:
+    """Judge what a camera, a stream or a folder gives: a JSON line for each image, and messages to sinks."""
+    import json
+    import threading
+
+    from cdo_ad.inference.detector import load
+    from cdo_ad.server.line.sources import open_source, open_trigger
+    from cdo_ad.server.line.watch import watch as look
+
+    detector = load(run, backend=backend, device=device)
+    if rate is not None:
+        detector = detector.at_rate(rate)
+    found = open_source(
+        source, state, after=_after(after), every=every, once=once, trigger=open_trigger(trigger) if trigger else None
+    )
+    stop = threading.Event()
+    product = name or run.resolve().name
+    try:
+        for message in look(detector, found, to or [], state, stop, name=product, category=category):
+            show(json.dumps(message))
+    finally:
+        stop.set()
 
 
 def keys(
@@ -89,6 +156,41 @@ def keys(
             show(f"{key['name']:30} {key['role']:10} {'revoked' if key['revoked'] else ''}".rstrip())
 
 
+def _add_line(
+    station: Station, state: Path, sources: list[str], triggers: list[str], sinks: list[str], after: str
+) -> None:
+    from cdo_ad.server.line.sources import open_source, open_trigger
+
+    fired = dict(_split(text, "--trigger", "NAME=TRIGGER") for text in triggers)
+    for text in sources:
+        place, address = _split(text, "--source", "NAME@PRODUCT=SOURCE")
+        name, at, product = place.partition("@")
+        if not at:
+            raise ConfigError(f"--source {text}: write it as NAME@PRODUCT=SOURCE")
+        trigger = open_trigger(fired.pop(name)) if name in fired else None
+        found = open_source(address, state / "line", name=name, after=_after(after), trigger=trigger)
+        station.add_source(name, product, found)
+    if fired:
+        raise ConfigError(f"--trigger {next(iter(fired))}: there is no --source of that name")
+    for text in sinks:
+        station.add_sink(text)
+
+
+def _split(text: str, option: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ConfigError(f"{option} {text}: write it as {form}")
+    return name, value
+
+
+def _after(text: str) -> Literal["keep", "move"]:
+    if text == "keep":
+        return "keep"
+    if text == "move":
+        return "move"
+    raise ConfigError(f"--after {text}: choose keep or move")
+
+
 def _named(text: str) -> tuple[str, Path]:
     """(product, run folder) of `NAME=RUN` or `RUN`, whose last part then is the name."""
     name, equals, path = text.partition("=")
@@ -97,4 +199,4 @@ def _named(text: str) -> tuple[str, Path]:
     return Path(text).resolve().name, Path(text)
 
 
-VERBS = (serve, keys)
+VERBS = (serve, watch, keys)

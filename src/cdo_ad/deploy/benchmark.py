@@ -1,6 +1,6 @@
 """How fast a run is on this machine: every engine it can use, measured in turns, and where the time goes.
 
-- The plain PyTorch form (up-sampled features, NCHW memory, separate blur) is the yardstick of `ratio_to_plain`.
+- The plain PyTorch form (NCHW memory, up-sampled features, a separate blur) is the yardstick of `ratio_to_plain`.
 - Rounds go through all engines one after the other, so that what else the machine does hits all alike.
 - Images have the run's input size unless another size is asked for, JPEG files 900 x 900; times are wall times.
 """
@@ -27,17 +27,18 @@ from PIL import Image
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
 from cdo_ad.data.decode import decode_image, read_image
+from cdo_ad.data.reading import ahead
 from cdo_ad.errors import needs_extra
-from cdo_ad.inference.artifact import FILES, INT8_FILE, load_runtime
-from cdo_ad.inference.detector import ahead
-from cdo_ad.inference.engines.torch import Runtime, TorchRuntime, infer_stream, load_network
+from cdo_ad.inference.artifact import FILES, INT8_FILE
+from cdo_ad.inference.engines import load_export
+from cdo_ad.inference.engines.base import UNKNOWN, Categories, Engine, Output, StreamingEngine, infer_stream
+from cdo_ad.inference.engines.torch import TorchEngine, load_model
 from cdo_ad.provenance import processors, versions
-from cdo_ad.types import Float32Array
 
 with needs_extra("train", "the benchmark, whose yardstick is torch"):
     import torch
 
-    from cdo_ad.deploy.stages import PlainRuntime, measure, stages
+    from cdo_ad.deploy.stages import PlainEngine, measure, stages
 
 __all__ = ["BATCHES", "JPEG_SIZE", "Streamed", "benchmark", "best_batch"]
 
@@ -69,9 +70,9 @@ def benchmark(
     bundle = read_bundle(run)
     engines = _engines(bundle)
     image = _image(bundle, image_size or bundle.config.image_size)
-    single = [engine for engine in engines if not engine.streamed]
+    single = [measured for measured in engines if not measured.streamed]
     rows = _rows(single, [1] * len(single), image, rounds)
-    counts = [batch or best_batch(engine.runtime, image) for engine in engines]
+    counts = [batch or best_batch(measured.engine, image) for measured in engines]
     rows += _rows(engines, counts, image, max(3, rounds // 3))
     jpegs = _jpegs(bundle, image_size or JPEG_SIZE)
     rows += _path_rows(engines, jpegs, bundle.calibration, max(3, rounds // 3))
@@ -79,11 +80,11 @@ def benchmark(
 
 
 def _rows(
-    engines: Sequence[Engine], counts: Sequence[int], image: npt.NDArray[np.uint8], rounds: int
+    engines: Sequence[Measured], counts: Sequence[int], image: npt.NDArray[np.uint8], rounds: int
 ) -> list[dict[str, Any]]:
     """A row an engine, the first being the plain form."""
     stacks = {count: np.repeat(image[None], count, axis=0) for count in set(counts)}
-    calls = [partial(engine.runtime.infer, stacks[count]) for engine, count in zip(engines, counts, strict=True)]
+    calls = [partial(measured.engine.infer, stacks[count]) for measured, count in zip(engines, counts, strict=True)]
     seconds = measure(calls, rounds)
     rows = [_row(*each) for each in zip(engines, counts, seconds, strict=True)]
     for row in rows:
@@ -91,36 +92,39 @@ def _rows(
     return rows
 
 
-def best_batch(runtime: Runtime, image: npt.NDArray[np.uint8]) -> int:
+def best_batch(engine: Engine, image: npt.NDArray[np.uint8]) -> int:
     """The batch of `BATCHES` with the most images a second, by the quicker of two calls."""
     speed = {}
     for count in BATCHES:
         stack = np.repeat(image[None], count, axis=0)
-        runtime.infer(stack)
+        engine.infer(stack)
         times = []
         for _ in range(2):
             start = time.perf_counter()
-            runtime.infer(stack)
+            engine.infer(stack)
             times.append(time.perf_counter() - start)
         speed[count] = count / min(times)
     return max(speed, key=lambda count: speed[count])
 
 
 def _path_rows(
-    engines: Sequence[Engine], jpegs: Sequence[bytes], calibration: Calibration, rounds: int
+    engines: Sequence[Measured], jpegs: Sequence[bytes], calibration: Calibration, rounds: int
 ) -> list[dict[str, Any]]:
     """From JPEG bytes to decisions, one image and all of them; only streams overlap decoding with inference."""
+    names = list(calibration.categories)
 
-    def decide(engine: Engine, data: Sequence[bytes]) -> list[bool]:
-        if engine.streamed:
-            images = (image for _, image in ahead(decode_image, data))
-            return [calibration.decide(score) for _, score in infer_stream(engine.runtime, images)]
-        _, scores = engine.runtime.infer(np.stack([decode_image(d) for d in data]))
-        return [calibration.decide(float(score)) for score in scores]
+    def decide(measured: Measured, data: Sequence[bytes]) -> list[bool]:
+        if measured.streamed:
+            images = ((image, UNKNOWN) for _, image in ahead(decode_image, data))
+            outputs = list(infer_stream(measured.engine, images))
+        else:
+            outputs = [measured.engine.infer(np.stack([decode_image(d) for d in data]))]
+        judged = [pair for output in outputs for pair in zip(output.scores, output.categories, strict=True)]
+        return [calibration.decide(float(score), names[int(number)]) for score, number in judged]
 
-    cases = [(engine, count) for count in (1, len(jpegs)) for engine in engines if not (engine.streamed and count == 1)]
-    seconds = measure([partial(decide, engine, jpegs[:count]) for engine, count in cases], rounds)
-    rows = [_row(engine, count, times) for (engine, count), times in zip(cases, seconds, strict=True)]
+    cases = [(each, count) for count in (1, len(jpegs)) for each in engines if not (each.streamed and count == 1)]
+    seconds = measure([partial(decide, each, jpegs[:count]) for each, count in cases], rounds)
+    rows = [_row(each, count, times) for (each, count), times in zip(cases, seconds, strict=True)]
     plain = {row["batch"]: row["images_per_second"] for row in rows if row["form"] == "plain"}
     for row in rows:
         row["ratio_to_plain"] = row["images_per_second"] / (
@@ -131,50 +135,53 @@ def _path_rows(
 
 
 @dataclass(frozen=True)
-class Engine:
+class Measured:
     """What is measured."""
 
     form: str
     precision: str
-    runtime: Runtime
+    engine: Engine
     streamed: bool = False
     """It takes images one by one, with several in flight."""
 
 
-def _engines(bundle: Bundle) -> list[Engine]:
+def _engines(bundle: Bundle) -> list[Measured]:
     """All that this machine has, the plain one first."""
     found = [
-        Engine("plain", "fp32", PlainRuntime(load_network(bundle.config, bundle.model_file))),
-        Engine("fused", "fp32", TorchRuntime(load_network(bundle.config, bundle.model_file))),
+        Measured("plain", "fp32", PlainEngine(load_model(bundle))),
+        Measured("fused", "fp32", TorchEngine(load_model(bundle))),
     ]
     for file in exported_files(bundle):
-        runtime = load_runtime(file, device="cpu")
-        found.append(Engine("fused", runtime.metadata.precision, runtime))
+        engine = load_export(file, device="cpu")
+        found.append(Measured("fused", engine.metadata.precision, engine))
         if file.suffix == ".xml":
-            wide = load_runtime(file, device="cpu", mode="throughput")
-            found.append(Engine("fused-throughput", runtime.metadata.precision, Streamed(wide), streamed=True))
+            wide = Streamed(load_export(file, device="cpu", mode="throughput"))
+            found.append(Measured("fused-throughput", engine.metadata.precision, wide, streamed=True))
     return found
 
 
 class Streamed:
     """An engine that is given the images of a batch one by one, several in flight."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Engine) -> None:
+        """Take an engine that can have several images in flight."""
+        assert isinstance(engine, StreamingEngine)
         self.infer_many = engine.infer_many
-        self.name: str = engine.name
+        self.name = engine.name
 
-    def infer(self, images: npt.NDArray[np.uint8]) -> tuple[Float32Array, Float32Array]:
-        """See `Runtime.infer`."""
-        results = list(self.infer_many(images))
-        return np.stack([m for m, _ in results]), np.array([s for _, s in results], np.float32)
+    def infer(self, images: npt.NDArray[np.uint8], categories: Categories | None = None) -> Output:
+        """See `Engine.infer`."""
+        given = np.full(len(images), UNKNOWN) if categories is None else categories
+        found = list(self.infer_many(zip(images, given.tolist(), strict=True)))
+        return Output(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
 
-def _row(engine: Engine, batch: int, seconds: list[float]) -> dict[str, Any]:
+def _row(measured: Measured, batch: int, seconds: list[float]) -> dict[str, Any]:
     median = float(np.median(seconds))
     return {
-        "runtime": engine.runtime.name,
-        "precision": engine.precision,
-        "form": engine.form,
+        "runtime": measured.engine.name,
+        "precision": measured.precision,
+        "form": measured.form,
         "batch": batch,
         "latency_ms_median": 1e3 * median,
         "latency_ms_p99": 1e3 * float(np.percentile(seconds, 99)),
@@ -183,12 +190,12 @@ def _row(engine: Engine, batch: int, seconds: list[float]) -> dict[str, Any]:
 
 
 def _image(bundle: Bundle, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """A calibration image at that size; noise where none is left on this machine."""
+    """A good image at that size; noise where none is left on this machine."""
     return _some_images(bundle, size, 1)[0]
 
 
 def _some_images(bundle: Bundle, size: tuple[int, int], count: int) -> list[npt.NDArray[np.uint8]]:
-    there = [path for path in bundle.calibration_paths if path.is_file()]
+    there = [path for path in bundle.comparison_paths if path.is_file()]
     if not there:
         return list(np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8))
     images = [read_image(there[i % len(there)]) for i in range(count)]

@@ -1,6 +1,6 @@
 """From a run folder to one verified model file: uint8 images of any size in, maps and scores out.
 
-- The graph is built in `cdo_ad.deploy.graph`. Batch, height and width are dynamic.
+- The graph is that of `cdo_ad.deploy.graph_openvino` or `graph_onnx`. Batch, height and width are dynamic.
 - The file is written under a temporary name, loaded again by its engine and compared with torch on real good images;
   it takes its name only when maps, scores and every decision agree.
 """
@@ -23,7 +23,8 @@ from cdo_ad.calibration import ENGINE_TOLERANCE, Calibration
 from cdo_ad.config import ModelSpec
 from cdo_ad.data.listing import list_images
 from cdo_ad.data.reading import read_ahead
-from cdo_ad.deploy.graph import openvino_model, save_openvino, write_onnx
+from cdo_ad.deploy.graph_onnx import write_onnx
+from cdo_ad.deploy.graph_openvino import openvino_model, save_openvino
 from cdo_ad.errors import ConfigError, ExportError, ImageError
 from cdo_ad.files import writing
 from cdo_ad.inference.artifact import FILES, Metadata

@@ -1,7 +1,7 @@
 """What an exported model is: files that a manifest of checksums lists, and a JSON text inside the model file.
 
 - `model.xml` with `model.bin` (OpenVINO), `model.onnx` (ONNX Runtime), `model_int8.xml` (quantised OpenVINO).
-- `<name>.sha256` beside them lists their checksums, in the format of the program `sha256sum`.
+- `model.xml.sha256` and so on beside them list their checksums, in the format of the program `sha256sum`.
 - Settings, calibration and provenance lie inside the model file, so an export needs neither its run nor torch.
 """
 
@@ -67,14 +67,14 @@ def is_export(path: Path) -> bool:
 def write_manifest(path: Path) -> None:
     """Write the checksums of a model file, and of its .bin, beside it."""
     lines = [f"{_digest(file)}  {file.name}\n" for file in _parts(path)]
-    write_text(path.with_suffix(".sha256"), "".join(lines))
+    write_text(_manifest(path), "".join(lines))
 
 
 def check_manifest(path: Path) -> None:
     """Raise BundleError unless a model file and its weights are what was exported."""
     if path.suffix not in (".xml", ".onnx"):
         raise BundleError(f"{path} is no exported model: name a .xml or .onnx file written by  cdo-ad export")
-    manifest = path.with_suffix(".sha256")
+    manifest = _manifest(path)
     for file in (*_parts(path), manifest):
         if not file.is_file():
             raise BundleError(f"{file} is missing: copy the exported model again, with all its files")
@@ -86,6 +86,11 @@ def check_manifest(path: Path) -> None:
     for file in _parts(path):
         if listed.get(file.name) != _digest(file):
             raise BundleError(f"{file} is damaged or was not written by  cdo-ad export: copy or export it again")
+
+
+def _manifest(path: Path) -> Path:
+    """By the whole name: `model.xml` and `model.onnx` lie in one folder."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _parts(path: Path) -> tuple[Path, ...]:

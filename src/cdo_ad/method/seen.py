@@ -16,7 +16,7 @@ from cdo_ad.method.branches import Inputs
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.white_noise import image_seed
 
-__all__ = ["BATCH", "Anomalous", "ImageSource", "Progress", "Seen", "joined"]
+__all__ = ["BATCH", "CONTRAST", "Anomalous", "ImageSource", "Progress", "Seen", "joined"]
 
 BATCH = 16
 JUDGED = 280

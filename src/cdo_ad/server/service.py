@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdo_ad.bundle import Bundle, read_bundle
+from cdo_ad.bundle import read_bundle
 from cdo_ad.files import exclusive, writing
+from cdo_ad.server.line.station import Station
 from cdo_ad.server.metrics import Metrics
 from cdo_ad.server.serving.inspector import Inspector
 from cdo_ad.server.serving.models import Models
@@ -23,8 +24,12 @@ from cdo_ad.server.store.history import History
 from cdo_ad.server.store.images import ImageStore
 from cdo_ad.server.store.keys import KeyStore
 from cdo_ad.server.store.recorder import Recorder
+from cdo_ad.server.teaching.golden import Activation
+from cdo_ad.server.teaching.jobs import Jobs
+from cdo_ad.server.teaching.school import School, summary_of
+from cdo_ad.server.teaching.uploads import Uploads
 
-__all__ = ["Service", "opened", "summary_of"]
+__all__ = ["Service", "opened"]
 
 log = logging.getLogger("cdo_ad.server")
 TIDY_SECONDS = 600.0
@@ -43,6 +48,11 @@ class Service:
     keys: KeyStore
     audit: AuditTrail
     inspector: Inspector
+    station: Station
+    uploads: Uploads
+    jobs: Jobs
+    school: School
+    activation: Activation
 
     def serve_run(self, run: Path, product: str) -> Version:
         """Make a run folder a version of a product and activate it, unless its weights are one already.
@@ -99,29 +109,22 @@ def opened(settings: ServerSettings) -> Iterator[Service]:
         models = Models(catalogue, settings.backend, settings.device)
         recorder = Recorder(engine, images)
         inspector = Inspector(settings, models, images, recorder, metrics)
+        station = Station(engine, inspector, metrics)
+        history, jobs, uploads = (
+            History(engine),
+            Jobs(engine, folder),
+            Uploads(folder / "teaching", settings.max_pixels),
+        )
+        school = School(folder, jobs, uploads, catalogue, history, images, audit, settings.device)
         service = Service(
-            settings, metrics, catalogue, models, History(engine), images, KeyStore(engine), audit, inspector,
+            settings, metrics, catalogue, models, history, images, KeyStore(engine), audit, inspector, station, uploads,
+            jobs, school, Activation(catalogue, models, images, audit),
         )  # fmt: skip
         try:
             yield service
         finally:
+            jobs.close()
             inspector.close()
             recorder.close()
+            station.close()
             engine.dispose()
-
-
-def summary_of(bundle: Bundle) -> dict[str, object]:
-    """What the list of versions says of a run."""
-    calibration = bundle.calibration
-    return {
-        "weights": bundle.weights_sha256,
-        "recipe": bundle.config.recipe,
-        "good_images": len(bundle.data.images) + len(bundle.data.held_out),
-        "defects": len(bundle.data.defects),
-        "rate": calibration.false_alarm_rate,
-        "guaranteed": calibration.guaranteed,
-        "categories": list(calibration.categories),
-        "input_size": list(bundle.model.image_size),
-        "promise": calibration.summary(),
-        "seed": bundle.provenance.seed,
-    }

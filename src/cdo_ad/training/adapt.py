@@ -27,10 +27,10 @@ from cdo_ad.types import Sample
 
 with needs_extra("train", "adapting a run"):
     from cdo_ad.data.defects import read_defects
-    from cdo_ad.training.material import Material, as_samples
+    from cdo_ad.training.material import Material, material_of
     from cdo_ad.training.train import Machine, make_run
 
-__all__ = ["Change", "adapt", "refit"]
+__all__ = ["Change", "adapt", "refit", "require_own_images"]
 
 EPOCHS = 2
 RATE_SHARE = 0.25
@@ -91,7 +91,7 @@ def adapt(
         raise ConfigError(f"epochs must be >= 0, got {epochs}")
     bundle, out = read_bundle(run), Path(out)
     check_writable(out)
-    _require_own_images(bundle)
+    require_own_images(bundle)
     detector = load(run, backend="torch", device=device)
     new_good = _good(detector, Path(good), category) if good is not None else []
     new_bad = read_defects(bad) if bad is not None else []
@@ -131,8 +131,8 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     before, now = bundle.config.to_json(), config.to_json()
     if key := training_difference(before, now):
         raise ConfigError(f"{key} was {before[key]!r} and is {now[key]!r}: that needs a training of its own")
-    _require_own_images(bundle)
-    material = Material(bundle.data, bundle.model.names, tuple(as_samples(bundle.data)), _regions(bundle))
+    require_own_images(bundle)
+    material = material_of(bundle)
     return make_run(
         out, config, material, Machine(device=device), start=bundle, interrupted="discard", keep_apprentice=True
     )
@@ -157,8 +157,8 @@ def _own(bundle: Bundle) -> list[tuple[Path, ImageRecord]]:
     return [(bundle.data.path(record), record) for record in (*bundle.data.images, *bundle.data.held_out)]
 
 
-def _require_own_images(bundle: Bundle) -> None:
-    """The run's images must still be there and be the same: without them it would forget."""
+def require_own_images(bundle: Bundle) -> None:
+    """Raise BundleError unless the run's images are still there and the same: its branches are fitted on them."""
     for path, record in _own(bundle):
         if not path.is_file():
             raise BundleError(
@@ -192,11 +192,7 @@ def _together(bundle: Bundle, good: Sequence[tuple[Path, int]], bad: Sequence[Sa
             "adapted_from": old.fingerprint,
         }
     )
-    return Material(record, names, tuple(as_samples(record)), _regions(bundle))
-
-
-def _regions(bundle: Bundle) -> tuple[str, ...]:
-    return tuple(category.region for category in bundle.model.categories)
+    return material_of(bundle, record)
 
 
 def _judge(detector: Detector, files: Sequence[tuple[Path, int]]) -> list[tuple[float, bool]]:

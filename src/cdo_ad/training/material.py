@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cdo_ad.bundle import Bundle
 from cdo_ad.config import Config, least_images
 from cdo_ad.conformal import Unit, require_units, units_needed
 from cdo_ad.data import read_categories, read_dataset
@@ -22,7 +23,7 @@ from cdo_ad.provenance import DataRecord, ImageRecord
 from cdo_ad.region import pack_region
 from cdo_ad.types import Sample
 
-__all__ = ["Material", "as_samples", "gather"]
+__all__ = ["Material", "gather", "material_of"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -204,6 +205,18 @@ def _name(path: Path, data: Path) -> str:
     return Path(os.path.relpath(path.absolute(), data.absolute())).as_posix()
 
 
-def as_samples(record: DataRecord) -> list[Sample]:
+def material_of(bundle: Bundle, record: DataRecord | None = None) -> Material:
+    """What a run was made of, so that another is made of the same.
+
+    Args:
+        bundle: the run.
+        record: other images and defects than those that the run names.
+    """
+    data = bundle.data if record is None else record
+    regions = tuple(category.region for category in bundle.model.categories)
+    return Material(data, bundle.model.names, tuple(_defects(data)), regions if any(regions) else ())
+
+
+def _defects(record: DataRecord) -> list[Sample]:
     """The labelled defects of a run."""
     return [Sample(Path(image), "test", "defect", Path(mask)) for image, mask in record.defects]

@@ -33,7 +33,7 @@ from cdo_ad.provenance import DataRecord, Provenance, revision, versions
 from cdo_ad.training.checkpoint import Work
 from cdo_ad.training.material import Material
 
-__all__ = ["fit_and_calibrate", "specify", "write_model"]
+__all__ = ["fit_and_calibrate", "fitted_spec", "specify", "write_model"]
 
 IntArray = npt.NDArray[np.int64]
 MOST_IMAGES = 3000
@@ -209,6 +209,17 @@ def _of(model: AnomalyModel, defects: Defects | None, number: int) -> tuple[Tens
     return (defects.images[own], defects.masks[own]) if bool(own.any()) else None
 
 
+def fitted_spec(model: AnomalyModel) -> ModelSpec:
+    """What a fitted model is made of: branches that got no weight are gone, a defect head may have come."""
+    categories = tuple(
+        spec.model_copy(
+            update={"branches": model.branches(i).names, "defect_head": model.branches(i).defect_head is not None}
+        )
+        for i, spec in enumerate(model.spec.categories)
+    )
+    return model.spec.model_copy(update={"categories": categories})
+
+
 def write_model(
     out: Path,
     model: AnomalyModel,
@@ -233,21 +244,16 @@ def write_model(
         BundleError: `out` holds something else than a run.
         OutputError: the folder cannot be written to.
     """
-    categories = tuple(
-        spec.model_copy(
-            update={"branches": model.branches(i).names, "defect_head": model.branches(i).defect_head is not None}
-        )
-        for i, spec in enumerate(model.spec.categories)
-    )
+    spec = fitted_spec(model)
     # a copy of each tensor: parts that share memory cannot be saved
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    if not any("disagreement" in spec.branches for spec in categories):  # its weight is 0 everywhere
+    if "disagreement" not in spec.branches:  # its weight is 0 everywhere
         state = {name: value for name, value in state.items() if not name.startswith("apprentice.")}
     weights = save(state)
     digest = hashlib.sha256(weights).hexdigest()
     manifest = bundles.Manifest(
         settings=config,
-        model=model.spec.model_copy(update={"categories": categories}),
+        model=spec,
         weights_sha256=digest,
         provenance=Provenance(
             data=data,

@@ -29,7 +29,7 @@ class OnnxEngine:
         """Read a model.
 
         Args:
-            path: the .onnx file; its .sha256 lies beside it.
+            path: the .onnx file; its .onnx.sha256 lies beside it.
             device: `auto`, `cuda`, `dml` or `cpu`.
             threads: of the CPU, for one image; None for as many as there are cores.
 

@@ -148,7 +148,7 @@ class OpenVinoEngine(OpenVinoGraph):
         """Read and compile a model.
 
         Args:
-            path: the .xml file; its .bin and .sha256 lie beside it.
+            path: the .xml file; its .bin and .xml.sha256 lie beside it.
             device: `auto` and `cpu` are the CPU; any other is a name of OpenVINO, e.g. `gpu`.
             mode: `latency` (all cores for one image) or `throughput` (several images side by side, `infer_many`).
             profile: let OpenVINO time each node, for `profiled`.

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from cdo_ad import __version__
 from cdo_ad.errors import ConfigError
 from cdo_ad.server.oip.tensors import Tensor, text_tensor
 from cdo_ad.server.service import Service
 from cdo_ad.server.serving.inspector import Inspected, Wanted
+from cdo_ad.version import __version__
 
 __all__ = ["EXTENSIONS", "INPUTS", "OUTPUTS", "SERVER", "infer", "parse_version", "versions_of"]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from cdo_ad.data.decode import decode_image
 from cdo_ad.data.kinds import kind_of
 from cdo_ad.data.reading import require_size
 from cdo_ad.errors import ImageError
 
-__all__ = ["clean_name", "decode", "pixels_of"]
+__all__ = ["clean_name", "decode", "pixels_of", "png_bytes"]
 
 LONGEST_NAME = 200
 
@@ -33,6 +36,13 @@ def pixels_of(data: bytes, name: str, most: int) -> int:
 def decode(data: bytes, name: str) -> npt.NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB, upright; raises ImageError."""
     return require_size(decode_image(data, name), name)
+
+
+def png_bytes(image: npt.NDArray[np.uint8]) -> bytes:
+    """An image as a PNG, compressed quickly rather than well."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def clean_name(name: str | None) -> str:

@@ -25,7 +25,7 @@ from cdo_ad.server.errors import OverloadedError
 from cdo_ad.server.metrics import Metrics
 from cdo_ad.server.serving.admission import Admission
 from cdo_ad.server.serving.batcher import Batcher
-from cdo_ad.server.serving.decoding import decode, pixels_of
+from cdo_ad.server.serving.decoding import decode, pixels_of, png_bytes
 from cdo_ad.server.serving.drift import DriftLights
 from cdo_ad.server.serving.models import Model, Models
 from cdo_ad.server.settings import ServerSettings
@@ -107,7 +107,7 @@ class Inspector:
                 return await self._judge(model, image, wanted, data, start)
 
     async def array(self, array: npt.NDArray[Any], wanted: Wanted) -> Inspected:
-        """Judge an image that comes as pixels; raises as `file`. Its pixels are not kept."""
+        """Judge an image that comes as pixels; raises as `file`. It is kept as a PNG."""
         with self.admission.image(), self.admission.pixels(array.shape[0] * array.shape[1]):
             start = time.perf_counter()
             image = require_size(await self.run(as_rgb, array, wanted.name), wanted.name)
@@ -132,14 +132,15 @@ class Inspector:
         rate = self.models.rate(model.id.product) if wanted.rate is None else wanted.rate
         prediction, threshold = await self._predict(model, image, wanted, rate)
         row = _row(model, image, prediction, wanted, model.at_rate(rate).calibration.false_alarm_rate)
-        kept = data if wanted.record and self._keeps(prediction) else None
-        if kept is not None:
+        kept = b""
+        if wanted.record and self._keeps(prediction):
+            kept = data if data is not None else await self.run(png_bytes, image)
             row["image"] = await self.run(self._images.write, kept)
         row["seconds"] = time.perf_counter() - start
         inspected = Inspected(row, prediction, image, threshold)
         if wanted.record:
             begun = time.perf_counter()
-            await asyncio.wrap_future(self._recorder.inspection(dict(row), len(kept or b"")))
+            await asyncio.wrap_future(self._recorder.inspection(dict(row), len(kept)))
             self._took("record", begun)
             self._tell(model, inspected, wanted)
         self._took("total", start)

@@ -20,8 +20,8 @@ from sqlalchemy import (
 )  # fmt: skip
 
 __all__ = [
-    "activations", "audit", "corrections", "golden", "images", "inspections", "jobs", "keys", "metadata", "products",
-    "shadows", "versions",
+    "activations", "audit", "corrections", "cursors", "golden", "images", "inspections", "jobs", "keys", "metadata",
+    "products", "shadows", "versions",
 ]  # fmt: skip
 
 metadata = MetaData(
@@ -162,6 +162,14 @@ audit = Table(
     Column("digest", String(64), nullable=False, unique=True),
 )  # fmt: skip
 """Only ever added to; each entry's digest covers that of the one before."""
+
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("sink", String(200), primary_key=True),
+    Column("number", _Id, nullable=False),
+)
+"""Of each sink, the last inspection that it took."""
 
 jobs = Table(
     "jobs", metadata,

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
 
-from cdo_ad import __version__
 from cdo_ad.errors import needs_extra
+from cdo_ad.version import __version__
 
 with needs_extra("server", "the server"):
     from fastapi import FastAPI
@@ -18,14 +18,16 @@ with needs_extra("server", "the server"):
     from starlette.staticfiles import StaticFiles
 
 from cdo_ad.server.service import Service
-from cdo_ad.server.web import administering, inspecting, protocol, reviewing
+from cdo_ad.server.web import administering, inspecting, lining, protocol, reviewing, teaching, versioning
 from cdo_ad.server.web.access import RateLimit
 from cdo_ad.server.web.guard import Guard
 from cdo_ad.server.web.problems import handle_errors
 
 __all__ = ["make_app"]
 
-ROUTERS = (inspecting.router, reviewing.router, administering.router, protocol.router)
+ROUTERS = tuple(
+    module.router for module in (inspecting, reviewing, teaching, versioning, lining, administering, protocol)
+)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -34,9 +36,11 @@ def make_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tidy = asyncio.create_task(service.tidy())
+        service.station.start(asyncio.get_running_loop())
         try:
             yield
         finally:
+            await asyncio.to_thread(service.station.stop)
             tidy.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await tidy

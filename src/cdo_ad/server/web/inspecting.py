@@ -9,13 +9,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Query, Response, UploadFile
 from pydantic import BaseModel, Field
 
-from cdo_ad import __version__
 from cdo_ad.server.service import Service
 from cdo_ad.server.serving.decoding import clean_name
 from cdo_ad.server.serving.inspector import Inspected, Wanted
 from cdo_ad.server.web.access import Engineer, Operator, Served
 from cdo_ad.server.web.drawing import heat_png, map_png, overlay_png
 from cdo_ad.server.web.problems import ERRORS
+from cdo_ad.version import __version__
 
 __all__ = ["router"]
 

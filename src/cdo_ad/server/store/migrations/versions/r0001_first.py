@@ -46,6 +46,12 @@ def upgrade() -> None:
         sa.UniqueConstraint("inspection", name=op.f("uq_corrections_inspection")),
     )
     op.create_table(
+        "cursors",
+        sa.Column("sink", sa.String(length=200), nullable=False),
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.PrimaryKeyConstraint("sink", name=op.f("pk_cursors")),
+    )
+    op.create_table(
         "golden",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("product", sa.String(length=100), nullable=False),
@@ -170,6 +176,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_images_at"), table_name="images")
     op.drop_table("images")
     op.drop_table("golden")
+    op.drop_table("cursors")
     op.drop_table("corrections")
     op.drop_table("audit")
     op.drop_table("activations")
