@@ -18,8 +18,8 @@ from PIL import Image
 
 from cdo_ad.errors import ConfigError
 from cdo_ad.inference.detector import load
+from cdo_ad.server.serving.pace import Pace
 from cdo_ad.server.settings import ServerSettings, is_loopback
-from cdo_ad.server.web.access import RateLimit
 from serving import Served, as_png, png, running, until
 
 
@@ -244,7 +244,7 @@ def test_metrics_and_the_drift_light(served: Served) -> None:
 
 
 def test_too_many_requests() -> None:
-    limit = RateLimit(600)
+    limit = Pace(600)
     waits = [limit.wait("a") for _ in range(61)]
     assert waits[:60] == [0.0] * 60 and 0 < waits[60] <= 0.1
     assert limit.wait("b") == 0

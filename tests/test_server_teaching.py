@@ -44,6 +44,11 @@ def taught(served: Served) -> dict[str, Any]:
         for _ in range(60)
     ]
     assert upload(served, "caps", *images)["count"] == 60
+    region = np.zeros((40, 48), np.uint8)
+    region[:, :24] = 255
+    files = {"file": ("region.png", as_png(region), "image/png")}
+    assert served.http.put("/v1/teach/caps/region", files=files).json()["region"]
+    assert served.http.get("/v1/teach/caps/region").content == as_png(region)
     job = served.http.post("/v1/teach/caps/train", json={"settings": QUICK, "rate": 0.2, "note": "first"})
     assert job.status_code == 202, job.text
     return wait(served, job.json())
@@ -59,6 +64,16 @@ def test_uploads_are_kept_once_and_bad_ones_are_named(served: Served) -> None:
     assert served.http.delete(f"/v1/teach/nuts/images/{digest}").json()["count"] == 0
     assert served.http.get(f"/v1/teach/nuts/images/{digest}").status_code == 404
     assert served.http.get("/v1/teach/nuts/images/..%2f..%2fserver.sqlite").status_code == 404
+
+
+def test_a_region_of_interest_is_checked(served: Served) -> None:
+    def put(data: bytes) -> str:
+        return served.http.put("/v1/teach/nuts/region", files={"file": ("r.png", data, "image/png")}).text
+
+    assert "covers nearly nothing" in put(as_png(np.zeros((40, 40), np.uint8))) and "not a JPEG" in put(b"x")
+    assert served.http.get("/v1/teach/nuts/region").status_code == 404
+    put(as_png(np.full((40, 40), 255, np.uint8)))
+    assert not served.http.delete("/v1/teach/nuts/region").json()["region"]
 
 
 @pytest.mark.parametrize("name", ["..", "a..b", ".hidden", "a/b", "x" * 70, "bad\x07", " "])
@@ -103,10 +118,15 @@ def test_a_product_is_taught_and_activated(served: Served, taught: dict[str, Any
     assert taught["result"]["version"] == 1 and "20.00%" in taught["result"]["promise"][0]
     assert served.inspect(png(1), "caps").status_code == 404  # not active yet
     assert served.http.post("/v1/models/caps/versions/1/activate").json() == {"active": 1, "golden": []}
-    found = served.inspect(as_png(np.full((40, 48, 3), 250, np.uint8)), "caps").json()
+    part = np.full((40, 48, 3), 120, np.uint8)
+    part[5:20, 5:20] = 250
+    found = served.inspect(as_png(part), "caps").json()
     assert found["anomalous"] and found["version"] == 1
     listed = served.http.get("/v1/models/caps/versions").json()
     assert listed["versions"][0]["note"] == "first" and listed["versions"][0]["summary"]["good_images"] == 60
+    assert found["regions"][0]["box"][0] < 24
+    part[5:20, 5:20], part[20:35, 30:45] = 120, 250
+    assert not served.inspect(as_png(part), "caps").json()["anomalous"]  # outside the region of interest
     report = served.http.get("/v1/models/caps/versions/1/report")
     assert report.status_code == 200 and "attachment" in report.headers["content-disposition"]
 
@@ -133,6 +153,7 @@ def test_corrections_become_a_version(served: Served, taught: dict[str, Any]) ->
     random = np.random.default_rng(1)
     for i in range(4):
         bright = (150 + i + random.normal(0, 6, (40, 48, 3))).clip(0, 255).astype(np.uint8)
+        bright[..., 2] = 40 + i
         found = served.inspect(as_png(bright), "caps").json()
         assert found["anomalous"]
         served.http.put(f"/v1/inspections/{found['uid']}/correction", json={"verdict": "false alarm"})
