@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # before numpy is loaded, and for processes that tests start: tiny arrays, where more threads only wait for each other
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -54,6 +55,15 @@ def dense_run(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path
     out = tmp_path_factory.mktemp("runs") / "dense"
     train(tiny_data, out, DENSE, device="cpu")
     return out
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[object]:
+    """A Ray of two processors, of this package's making; for tests that skip without Ray."""
+    from cdo_ad.scale.cluster import cluster
+
+    with cluster(None, "tests") as resources:
+        yield resources
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -71,8 +71,8 @@ class Judge:
             kind = type(error).__name__ if isinstance(error, CdoError) else ""
             return {**answer, "error": str(error) if kind else f"{fragment.uri}: {reason(error)}", "kind": kind}
         answer["images"] = len(rows)
-        answer["anomalous"] = sum(row["anomalous"] is True for row in rows)
-        answer["failed"] = sum(row["error"] is not None for row in rows)
+        answer["anomalous"] = sum(row.get("anomalous") is True for row in rows)
+        answer["failed"] = sum(row.get("error") is not None for row in rows)
         return answer
 
 

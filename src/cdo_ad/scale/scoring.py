@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -93,7 +95,7 @@ def score(
         MissingExtraError: Ray, the engine or the storage's package is not installed.
     """
     run = Path(run).absolute()
-    judged = _identity(run, category)
+    judged = model_of(run, category)
     there, place = Storage(str(source), options), Storage(str(out), options)
     with ExitStack() as stack:
         if place.local:
@@ -140,7 +142,7 @@ def _windows(todo: Iterable[Fragment], size: int) -> Iterator[list[Fragment]]:
         yield window
 
 
-def _identity(run: Path, category: str | None) -> Judged:
+def model_of(run: Path, category: str | None) -> Judged:
     """What the results will say of their model; no engine is loaded for it."""
     if is_export(run):
         check_manifest(run)
@@ -160,21 +162,24 @@ def _judged(
     import ray.data
     from ray.exceptions import RayError
 
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is in the answers
     rows = [{"fragment": pickle.dumps(fragment)} for fragment in window]
     uris = {fragment.id: fragment.uri for fragment in window}
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     dataset.context.enable_progress_bars = False
     dataset.context.max_errored_blocks = -1  # a part whose process dies again and again does not end all others
     size = min(processes, len(rows))
-    judged = dataset.map(
-        Judge,
-        fn_constructor_args=(plan,),
-        # no more than one waits at each process: at the end all are busy as long as there is work
-        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-        num_cpus=each[0],
-        num_gpus=each[1],
-        max_task_retries=RETRIES,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*ray_remote_args")  # without a limit it tries for ever; no other way yet
+        judged = dataset.map(
+            Judge,
+            fn_constructor_args=(plan,),
+            # no more than one waits at each process: at the end all are busy as long as there is work
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            num_cpus=each[0],
+            num_gpus=each[1],
+            max_task_retries=RETRIES,
+        )
     try:
         for answer in judged.iter_rows():
             _raise(answer)

@@ -1,0 +1,202 @@
+"""Judge many images with `cdo-ad score`: overhead against the plain loop, and memory while the number of images grows.
+
+    python benchmarks/score_scale.py [--run RUN] [--images 2000] [--side 256] [--many 100000] [--folder FOLDER]
+
+The plain loop is `Detector.predict_stream` over decoded files in one process that may use all cores. `score` runs a
+process for each core. Start-up (Ray, model) is measured apart, by a call that judges a few images. Both read the same
+JPEG files and use the exported model of the run where there is one. Without --run a small detector is trained first.
+
+Memory is that of the largest process (resident, sampled each second) while `--many` tiny images are judged; it is
+printed at a tenth and at the end, and should be the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cdo_ad import recipes
+from cdo_ad.data.reading import read_ahead
+from cdo_ad.inference.detector import Item, load
+from cdo_ad.provenance import processors
+from cdo_ad.scale.scoring import ScoreSummary, score
+
+
+def draw(folder: Path, count: int, side: int) -> Path:
+    """JPEG images of noise on a smooth pattern, 1000 in a folder; what is there stays."""
+    if folder.is_dir():
+        return folder
+
+    def one(i: int) -> None:
+        rng = np.random.default_rng(i)
+        coarse = Image.fromarray(rng.integers(60, 160, (8, 8, 3), dtype=np.uint8)).resize((side, side))
+        noise = rng.normal(0, 4, (side, side, 1))
+        place = folder / f"{i // 1000:05d}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8)).save(place / f"{i:07d}.jpg")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, range(count)))
+    return folder
+
+
+def small_run(folder: Path) -> Path:
+    """The default recipe on 40 drawn images."""
+    from cdo_ad.training.train import train
+
+    if not (folder / "run").is_dir():
+        draw(folder / "good" / "train" / "good", 40, 256)
+        config = recipes.get("lite0").replace(image_height=256, image_width=256, keep_groups_together=False)
+        train(folder / "good" / "train", folder / "run", config, device="cpu")
+    return folder / "run"
+
+
+def plain(run: Path, images: Path) -> tuple[float, float]:
+    """Seconds to load, and images a second, of one process."""
+    start = time.perf_counter()
+    detector = load(run, device="cpu", mode="throughput")
+    loaded = time.perf_counter() - start
+    start, count = time.perf_counter(), 0
+    files = sorted(images.rglob("*.jpg"))
+    items = (Item(str(path), image) for path, image in read_ahead(files, processors()))
+    for _ in detector.predict_stream(items):
+        count += 1
+    return loaded, count / (time.perf_counter() - start)
+
+
+class Memory:
+    """Resident bytes of this process and those below it, by their titles: the largest of each kind, sampled."""
+
+    def __init__(self) -> None:
+        self.largest: dict[str, int] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1):
+            for kind, size in self._now():
+                self.largest[kind] = max(size, self.largest.get(kind, 0))
+
+    def _now(self) -> list[tuple[str, int]]:
+        found = []
+        parents: dict[int, int] = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+        for number in parents:
+            at = number
+            while at in parents and at != os.getpid():
+                at = parents[at]
+            if at != os.getpid():
+                continue
+            try:
+                title = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")[0].decode()
+                pages = int(Path(f"/proc/{number}/statm").read_text().split()[1])
+            except OSError:
+                continue
+            kind = "driver" if number == os.getpid() else "judge" if "MapWorker" in title else "the rest of Ray"
+            found.append((kind, pages * os.sysconf("SC_PAGE_SIZE")))
+        return found
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds and what was returned."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def overhead(run: Path, images: Path, folder: Path) -> dict[str, float]:
+    """Images a second of the plain loop and of `score`, after start-up; and the start-up of both."""
+    few = draw(folder / "few", 4, 256)
+    loaded, alone = plain(run, images)
+    count = len(list(images.rglob("*.jpg")))
+    progress: list[tuple[float, int]] = []
+
+    def note(so_far: ScoreSummary) -> None:
+        progress.append((time.perf_counter(), so_far.images))
+
+    with tempfile.TemporaryDirectory() as out:
+        start, _ = timed(lambda: score(run, few, out=Path(out) / "few", device="cpu"))
+        whole, done = timed(lambda: score(run, images, out=Path(out) / "all", device="cpu", tell=note))
+    assert done.images == count and not done.failed, done
+    (first, before), (last, after) = progress[0], progress[-1]
+    steady = (after - before) / (last - first)
+    return {
+        "images": count, "plain_load_seconds": loaded, "plain_images_per_second": alone,
+        "score_start_seconds": start, "score_images_per_second": steady,
+        "score_images_per_second_with_start": count / whole,
+        "overhead": alone / steady - 1,
+    }  # fmt: skip
+
+
+def memory(run: Path, images: Path, folder: Path) -> dict[str, Any]:
+    """The largest resident memory, in MiB, when a tenth is judged and at the end."""
+    at_a_tenth: dict[str, int] = {}
+    count = len(list(images.rglob("*.jpg")))
+    with tempfile.TemporaryDirectory() as out, Memory() as watched:
+
+        def note(so_far: ScoreSummary) -> None:
+            if not at_a_tenth and so_far.images >= count / 10:
+                at_a_tenth.update(watched.largest)
+
+        seconds, done = timed(lambda: score(run, images, out=Path(out) / "all", device="cpu", tell=note))
+        parts = list((Path(out) / "all").glob("*.parquet"))
+        size = sum(part.stat().st_size for part in parts)
+        again, known = timed(lambda: score(run, images, out=Path(out) / "all", device="cpu"))
+        assert known.images == 0 and known.known_images == count
+    assert done.images == count, done
+    return {
+        "images": count, "seconds": seconds, "parts": len(parts), "bytes_per_row": size / count,
+        "nothing_to_do_seconds": again,
+        "mib_at_a_tenth": {kind: round(value / 2**20) for kind, value in at_a_tenth.items()},
+        "mib_at_the_end": {kind: round(value / 2**20) for kind, value in watched.largest.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=None)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--many", type=int, default=100_000)
+    parser.add_argument("--many-run", type=Path, default=None, help="a quick run for the tiny images")
+    parser.add_argument("--folder", type=Path, default=None)
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="score_scale_"))
+    run = options.run or small_run(folder)
+    found: dict[str, Any] = {"processors": processors()}
+    if options.images:
+        images = draw(folder / f"images_{options.images}_{options.side}", options.images, options.side)
+        found["overhead"] = overhead(run, images, folder)
+        print(json.dumps(found, indent=2), flush=True)
+    if options.many:
+        tiny = draw(folder / f"many_{options.many}", options.many, 48)
+        found["memory"] = memory(options.many_run or run, tiny, folder)
+        print(json.dumps(found, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
