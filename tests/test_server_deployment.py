@@ -15,11 +15,13 @@ import pytest
 import typer
 
 from cdo_ad.cli.main import app
+from cdo_ad.config import Config
 from cdo_ad.demo.products import PRODUCTS
 from cdo_ad.deploy.repository import write_repository
 from cdo_ad.errors import ConfigError
-from cdo_ad.server.demo import DrawnLine, set_up_demo
+from cdo_ad.server.demo import DrawnLine, demo_config, set_up_demo
 from cdo_ad.server.line.sinks import open_sink
+from cdo_ad.server.teaching.school import SETTINGS
 from serving import running, until
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +123,11 @@ def test_the_demo_shows_all_of_it(tiny_run: Path, tmp_path: Path, monkeypatch: p
         assert versions["shadow"] == 2
         sources = served.http.get("/v1/line").json()["sources"]
         assert len(sources) == 3 and all(each["connected"] for each in sources)
+
+
+def test_settings_of_the_server_are_ones() -> None:
+    assert set(Config.model_fields) >= SETTINGS
+    assert demo_config().image_size == (128, 128)
 
 
 def test_a_drawn_line_gives_parts() -> None:

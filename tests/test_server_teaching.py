@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fakes
 from cdo_ad.progress import listen, progress_bar
@@ -126,7 +129,9 @@ def test_a_product_is_taught_and_activated(served: Served, taught: dict[str, Any
     assert listed["versions"][0]["note"] == "first" and listed["versions"][0]["summary"]["good_images"] == 60
     assert found["regions"][0]["box"][0] < 16
     part[5:20, 2:12], part[20:35, 42:] = 120, 250
-    assert not served.inspect(as_png(part), "caps").json()["anomalous"]  # outside the region of interest
+    outside = served.inspect(as_png(part), "caps", map=True).json()  # of the region of interest
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(outside["map"]))))
+    assert not seen[:, 20:].any() and outside["score"] < found["score"]
     report = served.http.get("/v1/models/caps/versions/1/report")
     assert report.status_code == 200 and "attachment" in report.headers["content-disposition"]
 
