@@ -106,6 +106,13 @@ def test_a_body_without_a_length_is_bounded_too(served: Served) -> None:
     assert answer.status_code == 413
 
 
+def test_one_image_from_many_clients_at_once(served: Served) -> None:
+    data = [png(1000 + i) for i in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda i: served.inspect(data[i // 8 % 4]), range(32)))
+    assert {answer.status_code for answer in answers} == {200}
+
+
 def test_names_of_clients_are_text_only(served: Served) -> None:
     files = {"file": ("../../etc/pass\x07wd<script>.png", png(1), "image/png")}
     name = served.http.post("/v1/models/tiles/inspect", files=files).json()["name"]

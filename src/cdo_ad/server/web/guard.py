@@ -24,8 +24,9 @@ __all__ = ["Guard"]
 
 log = logging.getLogger("cdo_ad.server.request")
 BODY_SECONDS = 30.0
-DRAINED, DRAIN_SECONDS = 64 * 2**20, 5.0
 """Between two parts of an upload."""
+DRAINED, DRAIN_SECONDS = 64 * 2**20, 5.0
+"""Of a refused upload, what is read before the answer."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
