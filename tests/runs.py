@@ -11,8 +11,9 @@ from PIL import Image
 
 import fakes
 from cdo_ad.bundle import Bundle, read_bundle
-from cdo_ad.calibration import Calibration, GoodScores
+from cdo_ad.calibration import Calibration
 from cdo_ad.config import CategorySpec, Config, ModelSpec
+from cdo_ad.conformal import GoodScores
 from cdo_ad.data.split import content_digest
 from cdo_ad.data.store import ImageStore
 from cdo_ad.inference.calibrate import score_images

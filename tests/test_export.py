@@ -18,7 +18,8 @@ import cdo_ad
 import fakes
 import runs
 from cdo_ad.bundle import Bundle
-from cdo_ad.calibration import Calibration, GoodScores
+from cdo_ad.calibration import Calibration
+from cdo_ad.conformal import GoodScores
 from cdo_ad.data.marks import write_png as write_png16
 from cdo_ad.deploy import export as exporting
 from cdo_ad.deploy.export import export, spread, verify

@@ -16,7 +16,8 @@ import cdo_ad
 import fakes
 import runs
 from cdo_ad.bundle import Bundle
-from cdo_ad.calibration import Calibration, GoodScores
+from cdo_ad.calibration import Calibration
+from cdo_ad.conformal import GoodScores
 from cdo_ad.data.store import ImageStore
 from cdo_ad.deploy import int8 as quantizing
 from cdo_ad.deploy import quality as gate
@@ -132,9 +133,7 @@ def test_a_model_that_loses_too_much_is_refused_and_leaves_no_file(
     other = runs.make_run(tmp_path, images=9, categories=[runs.category("level 3")])
     worse = iter([Metrics(0.95, 0.5, 0.4), Metrics(0.93, 0.5, 0.4)])
     monkeypatch.setattr(quantizing, "trial_metrics", lambda *_: next(worse))
-    with pytest.raises(
-        ExportError, match=r"no file was written.*AUROC 0\.9500.*int8 image AUROC 0\.93"
-    ):
+    with pytest.raises(ExportError, match=r"no file was written.*AUROC 0\.9500.*int8 image AUROC 0\.93"):
         export_int8(other.path)
     assert not (other.path / "export").exists()
 
