@@ -104,9 +104,6 @@ def test_plans_that_are_none(served: Served, plan: dict[str, Any], words: str) -
 
 def test_too_few_images(served: Served) -> None:
     assert "20 or more" in served.http.post("/v1/teach/none/train", json={}).json()["error"]
-    upload(served, "few", png(1), png(2), png(3))
-    job = wait(served, served.http.post("/v1/teach/few/train", json={"settings": QUICK}).json())
-    assert job["state"] == "failed" and "add" in job["message"]
 
 
 def test_the_check_comes_with_findings(served: Served) -> None:
