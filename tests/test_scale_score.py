@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -32,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdo_ad.scale.judging import Judge, Plan
-from cdo_ad.scale.parts import Results
+from cdo_ad.scale.parts import Results, to_part
 from cdo_ad.scale.reading import read_images
 from cdo_ad.scale.scoring import ScoreSummary, model_of, score
 from cdo_ad.scale.sources import LARGEST, Fragment, fragments
@@ -245,6 +246,19 @@ def test_results_inside_the_source_are_not_judged(folder: Path, tmp_path: Path, 
     make_parquet(tmp_path / "in" / "out" / "files-0.parquet", [b"x"])
     (tmp_path / "in" / "out" / "_cdo_ad_scores.json").write_text("{}")
     assert {f.kind for f in fragments(Storage(str(tmp_path / "in")), list)} == {"files"}
+
+
+def test_names_that_are_no_text_are_judged_once(folder: Path, tiny_run: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/in/\xff.png")
+    write(Path(odd), make_image(0)[0])
+    part = to_part([{"path": odd, "score": 1.0, "anomalous": True}, {"path": "b", "error": "damaged"}])
+    assert (part.images, part.anomalous, part.failed) == (2, 1, 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "files-0.parquet").write_bytes(part.data)
+    judged = model_of(tiny_run, None)
+    (tmp_path / "out" / "_cdo_ad_scores.json").write_text(json.dumps(judged.to_json()))
+    results = Results(Storage(str(tmp_path / "out")), judged)
+    assert not list(fragments(Storage(str(tmp_path / "in")), results.known.missing))
 
 
 @pytest.fixture
