@@ -110,9 +110,12 @@ def processes() -> list[Process]:
     return found
 
 
-def cpu_seconds() -> float:
-    """Of this process and all below it that live."""
-    return sum(process.cpu for process in processes())
+def cpu_seconds() -> dict[str, float]:
+    """Of this process and all below it that live, by kind."""
+    found: dict[str, float] = {}
+    for process in processes():
+        found[process.kind] = found.get(process.kind, 0) + process.cpu
+    return found
 
 
 class Memory:
@@ -149,22 +152,24 @@ def overhead(run: Path, images: Path, folder: Path) -> dict[str, Any]:
     few = draw(folder / "few", 4, 256)
     before = plain(run, images)
     count = len(list(images.rglob("*.jpg")))
-    progress: list[tuple[int, float, float]] = []
+    marks: list[tuple[int, float, dict[str, float]]] = []
 
     def note(so_far: ScoreSummary) -> None:
-        progress.append((so_far.images, time.perf_counter(), cpu_seconds()))
+        # from when all processes are at work to when the first may have nothing left to do; looking costs CPU too
+        if len(marks) < 2 and so_far.images >= count * (0.2, 0.8)[len(marks)]:
+            marks.append((so_far.images, time.perf_counter(), cpu_seconds()))
 
     with tempfile.TemporaryDirectory() as out:
         start, _ = timed(lambda: score(run, few, out=Path(out) / "few", device="cpu"))
         whole, done = timed(lambda: score(run, images, out=Path(out) / "all", device="cpu", tell=note))
     assert done.images == count and not done.failed, done
     after = plain(run, images)
-    # from when all processes are at work to when the first has nothing left to do
-    late, last = progress[len(progress) // 4], progress[-4]
-    judged = last[0] - late[0]
+    (first, begin, cpu), (last, end, more) = marks
+    judged = last - first
+    each = {f"cpu_ms_{kind}": 1000 * (more[kind] - cpu[kind]) / judged for kind in more}
     ours = {
-        "start_seconds": start, "whole_seconds": whole, "images_per_second": judged / (last[1] - late[1]),
-        "cpu_ms_per_image": 1000 * (last[2] - late[2]) / judged,
+        "start_seconds": start, "whole_seconds": whole, "images_per_second": judged / (end - begin),
+        **each, "cpu_ms_per_image": sum(each.values()),
     }  # fmt: skip
     mean = {key: (before[key] + after[key]) / 2 for key in before}
     return {

@@ -22,6 +22,7 @@ import cdo_ad
 from cdo_ad.cli.main import app
 from cdo_ad.errors import BusyError, ConfigError, DataError, OutputError
 from cdo_ad.files import exclusive
+from cdo_ad.inference.artifact import write_manifest
 from cdo_ad.inference.detector import load
 from cdo_ad.scale.cluster import Resources
 from fakes import make_image, write
@@ -279,6 +280,17 @@ def test_results_of_another_model_do_not_mix(judged_folder: Path, dense_run: Pat
         score(dense_run, "nowhere", out=judged_folder)
     with pytest.raises(ConfigError, match="category None"):
         score(tiny_run, "nowhere", out=judged_folder, category="bolt")
+
+
+def test_an_exported_file_is_known_by_its_checksums(judged_folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"model")
+    write_manifest(model)
+    with pytest.raises(ConfigError, match="another model"):
+        score(model, "nowhere", out=judged_folder)
+    model.write_bytes(b"another")
+    with pytest.raises(cdo_ad.errors.BundleError, match="is damaged"):
+        score(model, "nowhere", out=judged_folder)
 
 
 def test_damaged_results_and_folders_in_use_are_named(judged_folder: Path, folder: Path, tiny_run: Path) -> None:

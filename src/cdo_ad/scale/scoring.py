@@ -162,7 +162,7 @@ def model_of(run: Path, category: str | None) -> Judged:
     """What the results will say of their model; no engine is loaded for it."""
     if is_export(run):
         check_manifest(run)
-        model = hashlib.sha256(run.with_suffix(".sha256").read_bytes()).hexdigest()
+        model = hashlib.sha256(run.with_name(f"{run.name}.sha256").read_bytes()).hexdigest()
         return Judged(model=model, thresholds=model, category=category)
     bundle = read_bundle(run)
     if category is not None and len(bundle.calibration.categories) > 1:
