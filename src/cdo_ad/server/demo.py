@@ -13,11 +13,12 @@ import numpy as np
 
 from cdo_ad import recipes
 from cdo_ad.bundle import is_run
+from cdo_ad.config import Config
 from cdo_ad.demo.products import DEFECTS, PRODUCTS, make_dataset, render
 from cdo_ad.server.line.frames import Frame
 from cdo_ad.server.service import Service
 
-__all__ = ["DrawnLine", "set_up_demo"]
+__all__ = ["DrawnLine", "demo_config", "set_up_demo"]
 
 log = logging.getLogger("cdo_ad.server")
 DEFECT_SHARE = 0.15
@@ -78,11 +79,15 @@ def set_up_demo(service: Service, say: Callable[[str], None], images: int = 40) 
     service.station.add_sink(f"jsonl:{folder / 'decisions.jsonl'}")
 
 
+def demo_config() -> Config:
+    """Settings that train in a minute or so: smaller images than a real product would get."""
+    return recipes.lite0().replace(image_height=128, image_width=128)
+
+
 def _train(data: Path, run: Path) -> None:
     from cdo_ad.training.train import train
 
-    config = recipes.lite0().replace(image_height=128, image_width=128, folds=5)
-    train(data, run, config, interrupted="discard")
+    train(data, run, demo_config(), interrupted="discard")
 
 
 def _add_golden(service: Service, product: str, version: int, data: Path) -> None:

@@ -24,7 +24,7 @@ from cdo_ad.server.teaching.uploads import Uploads
 __all__ = ["SETTINGS", "School", "summary_of"]
 
 SETTINGS = frozenset(
-    ["epochs", "image_height", "image_width", "budget", "folds", "seed", "branches", "calibration", "score_top",
+    ["epochs", "image_height", "image_width", "budget", "seed", "branches", "calibration", "score_top",
      "normalize_brightness", "false_alarm_rate", "held_out_share", "batch_size"]
 )  # fmt: skip
 """Settings that a client may change: none of them names a file or a download."""

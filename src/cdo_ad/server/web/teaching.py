@@ -25,7 +25,7 @@ class Plan(BaseModel):
 
     recipe: str = Field(default="lite0", max_length=50)
     rate: float = Field(default=0.05, gt=0, lt=1, description="Share of good images that may be called anomalous")
-    settings: dict[str, Value] = Field(default={}, max_length=20, description="epochs, image_height, folds, ...")
+    settings: dict[str, Value] = Field(default={}, max_length=20, description="epochs, image_height, seed, ...")
     note: str = Field(default="", max_length=200)
 
     def all_settings(self) -> dict[str, Any]:
