@@ -20,8 +20,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -52,31 +53,73 @@ def draw(folder: Path, count: int, side: int) -> Path:
 
 
 def small_run(folder: Path) -> Path:
-    """The default recipe on 40 drawn images."""
+    """The default recipe on 40 drawn images, exported to OpenVINO."""
+    from cdo_ad.deploy.export import export
     from cdo_ad.training.train import train
 
     if not (folder / "run").is_dir():
-        draw(folder / "good" / "train" / "good", 40, 256)
+        draw(folder / "good", 40, 256)
         config = recipes.get("lite0").replace(image_height=256, image_width=256, keep_groups_together=False)
-        train(folder / "good" / "train", folder / "run", config, device="cpu")
+        train(folder / "good" / "00000", folder / "run", config, device="cpu")
+        export(folder / "run", to="openvino")
     return folder / "run"
 
 
-def plain(run: Path, images: Path) -> tuple[float, float]:
-    """Seconds to load, and images a second, of one process."""
+def plain(run: Path, images: Path) -> dict[str, float]:
+    """Seconds to load, images a second and CPU milliseconds of an image, of one process."""
     start = time.perf_counter()
     detector = load(run, device="cpu", mode="throughput")
     loaded = time.perf_counter() - start
-    start, count = time.perf_counter(), 0
+    start, cpu, count = time.perf_counter(), time.process_time(), 0
     files = sorted(images.rglob("*.jpg"))
     items = (Item(str(path), image) for path, image in read_ahead(files, processors()))
     for _ in detector.predict_stream(items):
         count += 1
-    return loaded, count / (time.perf_counter() - start)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return {"load_seconds": loaded, "images_per_second": count / seconds, "cpu_ms_per_image": 1000 * cpu / count}
+
+
+class Process(NamedTuple):
+    """One process of ours, now."""
+
+    kind: str
+    resident: int
+    """Bytes."""
+    cpu: float
+    """Seconds since it started."""
+
+
+def processes() -> list[Process]:
+    """The driver, which is this process, and all below it: those that judge, and the rest of Ray."""
+    stats: dict[int, list[str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            stats[int(folder.name)] = (folder / "stat").read_text().rpartition(")")[2].split()
+    found = []
+    for number, fields in stats.items():
+        at = number
+        while at in stats and at != os.getpid():
+            at = int(stats[at][1])
+        if at != os.getpid():
+            continue
+        with suppress(OSError):
+            title = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")[0].decode()
+            kind = "driver" if number == os.getpid() else "judge" if "MapWorker" in title else "rest of Ray"
+            cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            found.append(Process(kind, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"), cpu))
+    return found
+
+
+def cpu_seconds() -> dict[str, float]:
+    """Of this process and all below it that live, by kind."""
+    found: dict[str, float] = {}
+    for process in processes():
+        found[process.kind] = found.get(process.kind, 0) + process.cpu
+    return found
 
 
 class Memory:
-    """Resident bytes of this process and those below it, by their titles: the largest of each kind, sampled."""
+    """Resident bytes of the largest process of each kind, sampled."""
 
     def __init__(self) -> None:
         self.largest: dict[str, int] = {}
@@ -93,31 +136,8 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._ended.wait(1):
-            for kind, size in self._now():
-                self.largest[kind] = max(size, self.largest.get(kind, 0))
-
-    def _now(self) -> list[tuple[str, int]]:
-        found = []
-        parents: dict[int, int] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-        for number in parents:
-            at = number
-            while at in parents and at != os.getpid():
-                at = parents[at]
-            if at != os.getpid():
-                continue
-            try:
-                title = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")[0].decode()
-                pages = int(Path(f"/proc/{number}/statm").read_text().split()[1])
-            except OSError:
-                continue
-            kind = "driver" if number == os.getpid() else "judge" if "MapWorker" in title else "the rest of Ray"
-            found.append((kind, pages * os.sysconf("SC_PAGE_SIZE")))
-        return found
+            for process in processes():
+                self.largest[process.kind] = max(process.resident, self.largest.get(process.kind, 0))
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -127,27 +147,35 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def overhead(run: Path, images: Path, folder: Path) -> dict[str, float]:
-    """Images a second of the plain loop and of `score`, after start-up; and the start-up of both."""
+def overhead(run: Path, images: Path, folder: Path) -> dict[str, Any]:
+    """The plain loop, `score` after its start-up, and the plain loop again: other programs may disturb one of them."""
     few = draw(folder / "few", 4, 256)
-    loaded, alone = plain(run, images)
+    before = plain(run, images)
     count = len(list(images.rglob("*.jpg")))
-    progress: list[tuple[float, int]] = []
+    marks: list[tuple[int, float, dict[str, float]]] = []
 
     def note(so_far: ScoreSummary) -> None:
-        progress.append((time.perf_counter(), so_far.images))
+        # from when all processes are at work to when the first may have nothing left to do; looking costs CPU too
+        if len(marks) < 2 and so_far.images >= count * (0.2, 0.8)[len(marks)]:
+            marks.append((so_far.images, time.perf_counter(), cpu_seconds()))
 
     with tempfile.TemporaryDirectory() as out:
         start, _ = timed(lambda: score(run, few, out=Path(out) / "few", device="cpu"))
         whole, done = timed(lambda: score(run, images, out=Path(out) / "all", device="cpu", tell=note))
     assert done.images == count and not done.failed, done
-    (first, before), (last, after) = progress[0], progress[-1]
-    steady = (after - before) / (last - first)
+    after = plain(run, images)
+    (first, begin, cpu), (last, end, more) = marks
+    judged = last - first
+    each = {f"cpu_ms_{kind}": 1000 * (more[kind] - cpu[kind]) / judged for kind in more}
+    ours = {
+        "start_seconds": start, "whole_seconds": whole, "images_per_second": judged / (end - begin),
+        **each, "cpu_ms_per_image": sum(each.values()),
+    }  # fmt: skip
+    mean = {key: (before[key] + after[key]) / 2 for key in before}
     return {
-        "images": count, "plain_load_seconds": loaded, "plain_images_per_second": alone,
-        "score_start_seconds": start, "score_images_per_second": steady,
-        "score_images_per_second_with_start": count / whole,
-        "overhead": alone / steady - 1,
+        "images": count, "plain": [before, after], "score": ours,
+        "overhead_wall": mean["images_per_second"] / ours["images_per_second"] - 1,
+        "overhead_cpu": ours["cpu_ms_per_image"] / mean["cpu_ms_per_image"] - 1,
     }  # fmt: skip
 
 

@@ -92,7 +92,8 @@ def make_run(
         held_out=tuple(records) if plain else (), split="made by a test",
         units=dict.fromkeys([spec.name for spec in categories], "image"),
     )  # fmt: skip
-    write_model(folder / "run", model, config, record, Calibration.fit(scores, 0.1, method="cross"))
+    calibration = Calibration.fit(scores, 0.1, method="held-out" if plain else "cross")
+    write_model(folder / "run", model, config, record, calibration)
     return read_bundle(folder / "run")
 
 

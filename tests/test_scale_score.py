@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -21,6 +22,7 @@ import cdo_ad
 from cdo_ad.cli.main import app
 from cdo_ad.errors import BusyError, ConfigError, DataError, OutputError
 from cdo_ad.files import exclusive
+from cdo_ad.inference.artifact import write_manifest
 from cdo_ad.inference.detector import load
 from cdo_ad.scale.cluster import Resources
 from fakes import make_image, write
@@ -32,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdo_ad.scale.judging import Judge, Plan
-from cdo_ad.scale.parts import Results
+from cdo_ad.scale.parts import Results, to_part
 from cdo_ad.scale.reading import read_images
 from cdo_ad.scale.scoring import ScoreSummary, model_of, score
 from cdo_ad.scale.sources import LARGEST, Fragment, fragments
@@ -247,6 +249,19 @@ def test_results_inside_the_source_are_not_judged(folder: Path, tmp_path: Path, 
     assert {f.kind for f in fragments(Storage(str(tmp_path / "in")), list)} == {"files"}
 
 
+def test_names_that_are_no_text_are_judged_once(folder: Path, tiny_run: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/in/\xff.png")
+    write(Path(odd), make_image(0)[0])
+    part = to_part([{"path": odd, "score": 1.0, "anomalous": True}, {"path": "b", "error": "damaged"}])
+    assert (part.images, part.anomalous, part.failed) == (2, 1, 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "files-0.parquet").write_bytes(part.data)
+    judged = model_of(tiny_run, None)
+    (tmp_path / "out" / "_cdo_ad_scores.json").write_text(json.dumps(judged.to_json()))
+    results = Results(Storage(str(tmp_path / "out")), judged)
+    assert not list(fragments(Storage(str(tmp_path / "in")), results.known.missing))
+
+
 @pytest.fixture
 def judged_folder(tiny_run: Path, folder: Path, tmp_path: Path) -> Path:
     """Results of one part, made without Ray."""
@@ -265,6 +280,17 @@ def test_results_of_another_model_do_not_mix(judged_folder: Path, dense_run: Pat
         score(dense_run, "nowhere", out=judged_folder)
     with pytest.raises(ConfigError, match="category None"):
         score(tiny_run, "nowhere", out=judged_folder, category="bolt")
+
+
+def test_an_exported_file_is_known_by_its_checksums(judged_folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"model")
+    write_manifest(model)
+    with pytest.raises(ConfigError, match="another model"):
+        score(model, "nowhere", out=judged_folder)
+    model.write_bytes(b"another")
+    with pytest.raises(cdo_ad.errors.BundleError, match="is damaged"):
+        score(model, "nowhere", out=judged_folder)
 
 
 def test_damaged_results_and_folders_in_use_are_named(judged_folder: Path, folder: Path, tiny_run: Path) -> None:

@@ -88,6 +88,8 @@ def cluster(address: str | None, purpose: str) -> Iterator[Resources]:
 
 def _start(ray: Any) -> None:
     """Start Ray on this machine; a busy one may need longer than the 30 seconds that Ray waits."""
+    # of each pool of actors Ray's core would say that its arguments lie in memory, as an error, on the user's screen
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for attempt in range(ATTEMPTS):
         try:
             ray.init(

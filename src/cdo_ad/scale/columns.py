@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["bytes_column", "result_schema"]
+__all__ = ["bytes_column", "printable", "result_schema"]
 
 PREFERRED = ("image", "image.bytes", "bytes", "data", "content")
 """Of several columns of bytes, the first of these that is there."""
@@ -44,6 +44,11 @@ def bytes_column(schema: Any, wanted: str | None = None) -> str:
     if not names:
         raise LookupError("no column holds bytes")
     raise LookupError(f"several columns hold bytes ({', '.join(names)}): choose one with --column")
+
+
+def printable(path: str) -> str:
+    """An address as text that Parquet can hold: bytes of a file's name that are no UTF-8 become escapes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def result_schema() -> Any:

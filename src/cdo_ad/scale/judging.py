@@ -65,15 +65,12 @@ class Judge:
             if self._problem is not None:
                 raise self._problem
             images = read_images(fragment, self._source, self._plan.threads)
-            rows = list(judge(self._detector, images, self._plan.category))
-            self._out.write(f"{self._out.root}/{part_name(fragment)}.parquet", to_part(rows))
+            part = to_part(judge(self._detector, images, self._plan.category))
+            self._out.write(f"{self._out.root}/{part_name(fragment)}.parquet", part.data)
         except Exception as error:
             kind = type(error).__name__ if isinstance(error, CdoError) else ""
             return {**answer, "error": str(error) if kind else f"{fragment.uri}: {reason(error)}", "kind": kind}
-        answer["images"] = len(rows)
-        answer["anomalous"] = sum(row.get("anomalous") is True for row in rows)
-        answer["failed"] = sum(row.get("error") is not None for row in rows)
-        return answer
+        return {**answer, "images": part.images, "anomalous": part.anomalous, "failed": part.failed}
 
 
 def loaded(plan: Plan) -> Detector:

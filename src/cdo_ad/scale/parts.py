@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,14 +23,16 @@ from pydantic import ValidationError
 
 from cdo_ad.errors import ConfigError, OutputError
 from cdo_ad.files import Document, problem
-from cdo_ad.scale.columns import result_schema
+from cdo_ad.scale.columns import printable, result_schema
 from cdo_ad.scale.sources import MANIFEST, Fragment
 from cdo_ad.scale.storage import Storage
 
-__all__ = ["Judged", "Results", "to_part"]
+__all__ = ["Judged", "Part", "Results", "part_name", "to_part"]
 
 DIGEST = 16
 """Bytes that an image's address is remembered by."""
+AT_ONCE = 1024
+"""Rows that are written together."""
 
 
 class Judged(Document):
@@ -68,7 +72,7 @@ class Known:
 
 
 def _digest(path: str) -> bytes:
-    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=DIGEST).digest()
+    return hashlib.blake2b(printable(path).encode(), digest_size=DIGEST).digest()
 
 
 class Results:
@@ -137,11 +141,31 @@ def part_name(fragment: Fragment) -> str:
     return f"{fragment.kind}-{fragment.id}"
 
 
-def to_part(rows: Sequence[dict[str, Any]]) -> bytes:
-    """A part's content: a Parquet file with the columns of `result_schema`."""
+@dataclass
+class Part:
+    """The content of a part: a Parquet file with the columns of `result_schema`."""
+
+    data: bytes
+    images: int
+    anomalous: int
+    failed: int
+    """Images with an error."""
+
+
+def to_part(rows: Iterable[Mapping[str, Any]]) -> Part:
+    """Rows as a Parquet file; only `AT_ONCE` of them are held as objects."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=result_schema()), buffer, compression="zstd")
-    return buffer.getvalue()
+    buffer, schema = io.BytesIO(), result_schema()
+    images = anomalous = failed = 0
+    waiting = iter(rows)
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        while some := [dict(row) for row in itertools.islice(waiting, AT_ONCE)]:
+            for row in some:
+                row["path"] = printable(row["path"])
+                images += 1
+                anomalous += row.get("anomalous") is True
+                failed += row.get("error") is not None
+            writer.write_table(pa.Table.from_pylist(some, schema=schema))
+    return Part(buffer.getvalue(), images, anomalous, failed)

@@ -8,15 +8,16 @@ import json
 import logging
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cdo_ad import errors
 from cdo_ad.bundle import read_bundle
-from cdo_ad.errors import BundleError, CdoError
+from cdo_ad.errors import BundleError, CdoError, Interrupted
 from cdo_ad.files import exclusive, writing
 from cdo_ad.inference.artifact import check_manifest, is_export
 from cdo_ad.scale.cluster import cluster
@@ -27,8 +28,8 @@ from cdo_ad.scale.storage import Storage
 
 __all__ = ["ScoreSummary", "score"]
 
-WINDOW = 2000
-"""Fragments that are listed ahead: with image files, two million addresses."""
+WINDOWS = (200, 2000)
+"""Fragments that are listed ahead, first few so that work begins soon: of image files at most two million addresses."""
 RETRIES = 3
 """A fragment whose process died is judged again as often."""
 
@@ -113,11 +114,20 @@ def score(
                 run, there.root, place.root, category, backend, device if each[1] else "cpu", each[0], options
             )  # fmt: skip
             count = processes or resources.at_once(*each)
-            for window in _windows(itertools.chain(first, todo), WINDOW):
+            stack.enter_context(_kept())
+            for window in _windows(itertools.chain(first, todo), WINDOWS):
                 for answer in _judged(window, plan, count, each):
                     summary = _added(summary, answer)
                     tell(summary)
         return replace(summary, known_parts=todo.known)
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted("the parts that are written stay: the same command goes on") from None
 
 
 class _Counted:
@@ -136,17 +146,23 @@ class _Counted:
                 yield fragment
 
 
-def _windows(todo: Iterable[Fragment], size: int) -> Iterator[list[Fragment]]:
+def _windows(todo: Iterable[Fragment], sizes: Sequence[int]) -> Iterator[list[Fragment]]:
+    """Lists of fragments: the next one is filled while one is judged."""
     waiting = iter(todo)
-    while window := list(itertools.islice(waiting, size)):
-        yield window
+    wanted = itertools.chain(sizes, itertools.repeat(sizes[-1]))
+    with ThreadPoolExecutor(1) as pool:
+        window = pool.submit(lambda: list(itertools.islice(waiting, next(wanted)))).result()
+        while window:
+            following = pool.submit(lambda: list(itertools.islice(waiting, next(wanted))))
+            yield window
+            window = following.result()
 
 
 def model_of(run: Path, category: str | None) -> Judged:
     """What the results will say of their model; no engine is loaded for it."""
     if is_export(run):
         check_manifest(run)
-        model = hashlib.sha256(run.with_suffix(".sha256").read_bytes()).hexdigest()
+        model = hashlib.sha256(run.with_name(f"{run.name}.sha256").read_bytes()).hexdigest()
         return Judged(model=model, thresholds=model, category=category)
     bundle = read_bundle(run)
     if category is not None and len(bundle.calibration.categories) > 1:

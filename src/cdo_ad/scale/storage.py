@@ -97,13 +97,6 @@ class Storage:
         """A file to be read; raises what the file system raises."""
         return cast(BinaryIO, self.fs.open(uri, "rb"))
 
-    def exists(self, uri: str) -> bool:
-        """Whether there is a file or folder; raises DataError where that cannot be found out."""
-        try:
-            return bool(self.fs.exists(uri))
-        except Exception as error:
-            raise DataError(f"{uri}: cannot be looked at ({reason(error)}): check the address and rights") from error
-
     def names(self, folder: str) -> list[str]:
         """Addresses of the files in a folder, sorted; none where there is no folder yet.
 

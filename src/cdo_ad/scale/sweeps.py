@@ -12,7 +12,7 @@ from pathlib import Path
 from cdo_ad import recipes as all_recipes
 from cdo_ad.bundle import is_run
 from cdo_ad.data import list_categories
-from cdo_ad.errors import CdoError, ConfigError
+from cdo_ad.errors import CdoError, ConfigError, Interrupted
 from cdo_ad.files import writing
 from cdo_ad.reporting.tables import Table, table
 from cdo_ad.scale.cluster import Resources, cluster
@@ -89,10 +89,13 @@ def sweep(
         tell(outcome)
     waiting = [job for job in jobs if job.out not in outcomes]
     if waiting:
-        with cluster(ray, "a sweep") as there:
-            for outcome in _done(waiting, there, device, cpus):
-                outcomes[outcome.run] = outcome
-                tell(outcome)
+        try:
+            with cluster(ray, "a sweep") as there:
+                for outcome in _done(waiting, there, device, cpus):
+                    outcomes[outcome.run] = outcome
+                    tell(outcome)
+        except (KeyboardInterrupt, Interrupted):
+            raise Interrupted("what is finished stays: the same command does the rest") from None
     in_order = tuple(outcomes[job.out] for job in jobs)
     runs = [outcome.run for outcome in in_order if not outcome.error]
     return Sweep(in_order, table(runs) if runs else None)
