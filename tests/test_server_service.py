@@ -259,6 +259,8 @@ def test_images_of_one_size_are_judged_together(tiny_run: Path, tmp_path: Path) 
 
 
 def test_metrics_and_the_drift_light(served: Served) -> None:
+    served.http.post("/v1/models/tiles/drift/reset")  # what other tests inspected is another stream
+    served.inspect(png(1))
     text = served.http.get("/metrics").text
     for name in ("cdo_ad_seconds_bucket", "cdo_ad_queue", "cdo_ad_inspections_total", "cdo_ad_p_value", "cdo_ad_drift"):
         assert name in text

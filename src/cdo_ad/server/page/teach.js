@@ -61,6 +61,10 @@ export async function show(main, state) {
         button("Train", async () => watchJob(trained, await post(at("teach", product, "train"), plan()),
           (job) => { trained.append(finished(job)); refreshModels().catch(say); }), { class: "main" })), trained));
   await load();
+  const last = (await get("/v1/jobs")).find((job) => job.kind === "train" && job.product === product);
+  if (last && last.state !== "cancelled" && Date.now() / 1000 - last.created < 86400) {  // begun before the view was left
+    watchJob(trained, last, (job) => trained.append(finished(job)));
+  }
 }
 
 function findings(result) {
