@@ -50,7 +50,7 @@ class Page:
         self.context = browser.new_context(accept_downloads=True, **options)
         self.complaints: list[str] = []
         self.tab = self.context.new_page()
-        self.tab.set_default_timeout(15_000)
+        self.tab.set_default_timeout(40_000)
         self.tab.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.key = served.service.keys.create(f"page {len(served.service.keys.list())}", "admin")
@@ -218,7 +218,8 @@ def test_review_takes_corrections(page: Page, served: Served) -> None:
             break
     page.view("Review")
     page.tab.get_by_label("Decision").select_option("anomalous")
-    page.tab.locator(".card").first.click()
+    page.tab.locator(".card:not(.bad)").first.wait_for(state="hidden")  # the filter is at work
+    page.tab.locator(".card.bad").first.click()
     page.tab.get_by_role("button", name="False alarm: the part is good").click()
     page.tab.get_by_role("button", name="Take the correction back").wait_for()
     page.tab.get_by_role("button", name="Close").click()
@@ -311,7 +312,7 @@ def test_teaching_shows_findings_and_can_be_cancelled(page: Page, served: Served
     page.shot("teach")
     page.tab.get_by_role("button", name="Train").click()
     page.tab.get_by_role("button", name="Cancel").click()
-    page.tab.get_by_text("The train ended").wait_for(timeout=60_000)
+    page.tab.get_by_text("The training ended").wait_for(timeout=60_000)
 
 
 def test_keys_are_made_and_the_trail_is_whole(page: Page) -> None:

@@ -3,8 +3,11 @@
 import { at, get, post } from "./api.js";
 import { button, h } from "./dom.js";
 
+const NAMES = { check: "check", train: "training", adapt: "adaptation" };
+
 export function watchJob(place, job, done) {
-  const bar = h("progress", { max: 1, "aria-label": `Progress of the ${job.kind}` });
+  const name = NAMES[job.kind];
+  const bar = h("progress", { max: 1, "aria-label": `Progress of the ${name}` });
   const words = h("p", { role: "status" }, "Waiting for its turn.");
   const cancel = button("Cancel", () => post(at("jobs", job.uid, "cancel")));
   place.replaceChildren(words, bar, cancel);
@@ -14,7 +17,7 @@ export function watchJob(place, job, done) {
     if (now && !["waiting", "running"].includes(now.state)) {
       bar.remove();
       cancel.remove();
-      words.textContent = now.state === "done" ? `The ${job.kind} is done.` : `The ${job.kind} ended (${now.state}): ${now.message}`;
+      words.textContent = now.state === "done" ? `The ${name} is done.` : `The ${name} ended (${now.state}): ${now.message}`;
       if (now.state === "done") done(now);
       return;
     }
