@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EXTRAS ?= dev
 LOCK ?=  # a file of requirements/ : versions and hashes as CI has them
 
-.PHONY: demo test lint types format fuzz kills package audit sbom bench install clean
+.PHONY: soak demo test lint types format fuzz kills package audit sbom bench install clean
 
 install: $(VENV)/.installed
 
@@ -62,6 +62,10 @@ sbom: install  # what a release is made of, CycloneDX
 bench: install
 	$(BIN)/python benchmarks/epoch.py
 	$(BIN)/python benchmarks/metrics_scale.py
+
+soak: install  # nightly: the server under load, killed fifty times and then left to run; RUN names a run folder
+	$(BIN)/python benchmarks/serve_load.py $(RUN) --kills 50
+	$(BIN)/python benchmarks/serve_load.py $(RUN) --soak 30
 
 clean:
 	rm -rf $(VENV) .venv-wheel dist demo .mypy_cache .ruff_cache .pytest_cache

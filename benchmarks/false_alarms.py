@@ -75,7 +75,7 @@ def _draw(
     spec = CategorySpec.from_config(config, components=components_for(n, config.context_share, n))
     model = AnomalyModel(ModelSpec.from_config(config, [spec]), config.weights).eval()
     units = np.unique(groups, return_inverse=True)[1]
-    left_out = fit_branches(model, 0, own, units, FitSettings("equal", 0.0, config.seed))
+    left_out = fit_branches(model, 0, own, units, FitSettings("equal", seed=config.seed))
     good = GoodScores(left_out.scores.tolist(), left_out.maxima.tolist(), units.tolist())
     calibration = Calibration.fit({"": good}, max(RATES), method="cross")
     with torch.inference_mode():

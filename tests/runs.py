@@ -11,8 +11,9 @@ from PIL import Image
 
 import fakes
 from cdo_ad.bundle import Bundle, read_bundle
-from cdo_ad.calibration import Calibration, GoodScores
+from cdo_ad.calibration import Calibration
 from cdo_ad.config import CategorySpec, Config, ModelSpec
+from cdo_ad.conformal import GoodScores
 from cdo_ad.data.split import content_digest
 from cdo_ad.data.store import ImageStore
 from cdo_ad.inference.calibrate import score_images
@@ -34,6 +35,12 @@ def category(*branches: str, name: str = "") -> CategorySpec:
     )  # fmt: skip
 
 
+def tinted(image: np.ndarray, number: int) -> np.ndarray:
+    """An image as those of the category of that number: the later, the bluer."""
+    divisor = np.array([1 + 3 * number, 1 + 3 * number, 1], np.uint8)
+    return image // divisor
+
+
 def make_run(
     folder: Path,
     *,
@@ -45,7 +52,7 @@ def make_run(
 ) -> Bundle:
     """`folder`/run and its good images in `folder`/data; the paper's form where nothing else is said.
 
-    The later a category, the darker are its images. `defects`: so many labelled ones are learned from.
+    Images of later categories are `tinted`. `defects`: so many labelled ones are learned from.
     """
     config = Config(
         backbone="resnet10t", weights="none", image_height=size[0], image_width=size[1], blur_sigma=1.5,
@@ -61,7 +68,7 @@ def make_run(
         fakes.make_mvtec(data / spec.name, train=images, good=1, defective=max(1, defects))
         for path in sorted((data / spec.name / "train" / "good").glob("*.png")):
             if number:
-                Image.fromarray(np.asarray(Image.open(path)) // (1 + 2 * number)).save(path)
+                Image.fromarray(tinted(np.asarray(Image.open(path)), number)).save(path)
             name = path.relative_to(data).as_posix()
             records.append(ImageRecord(name=name, digest=content_digest(path), category=spec.name, group=len(records)))
     own = [[data / record.name for record in records if record.category == spec.name] for spec in categories]
@@ -85,7 +92,8 @@ def make_run(
         held_out=tuple(records) if plain else (), split="made by a test",
         units=dict.fromkeys([spec.name for spec in categories], "image"),
     )  # fmt: skip
-    write_model(folder / "run", model, config, record, Calibration.fit(scores, 0.1, method="cross"))
+    calibration = Calibration.fit(scores, 0.1, method="held-out" if plain else "cross")
+    write_model(folder / "run", model, config, record, calibration)
     return read_bundle(folder / "run")
 
 

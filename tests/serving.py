@@ -36,6 +36,7 @@ class Served:
     service: Service
     address: str
     http: httpx.Client
+    grpc: str = ""
 
     def client(self, role: str) -> httpx.Client:
         """A client with a new key of another role."""
@@ -67,7 +68,7 @@ def running(
         stop, ready, address = threading.Event(), threading.Event(), [""]
 
         def told(where: str) -> None:
-            address[0] = where
+            address[:] = where.split(", gRPC at ")
             ready.set()
 
         thread = threading.Thread(target=lambda: asyncio.run(serve_async(service, told, stop)))
@@ -78,7 +79,7 @@ def running(
             if service.settings.auth:
                 headers = {"Authorization": f"Bearer {service.keys.create(f'test {time.time_ns()}', 'admin')}"}
             with httpx.Client(base_url=address[0], headers=headers, timeout=60) as http:
-                yield Served(service, address[0], http)
+                yield Served(service, address[0], http, address[-1])
         finally:
             stop.set()
             thread.join(30)

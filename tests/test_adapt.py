@@ -17,6 +17,8 @@ from cdo_ad.bundle import read_bundle
 from cdo_ad.cli.main import app
 from cdo_ad.errors import BundleError, ConfigError, DataError
 from cdo_ad.training.adapt import adapt, refit
+from cdo_ad.training.train import train
+from conftest import DENSE
 from fakes import write
 
 
@@ -99,6 +101,24 @@ def test_a_refit_keeps_the_apprentice_and_makes_the_rest_anew(dense_run: Path, t
         with pytest.raises(ConfigError, match=f"{message}: that needs a training of its own"):
             refit(dense_run, tmp_path / "never", config.replace(**change))
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.slow
+def test_a_correction_that_copies_a_known_part_joins_its_group(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    for i in range(6):
+        small = random.normal(120, 30, (24, 24)).clip(0, 255).astype(np.uint8)
+        part = np.asarray(Image.fromarray(small).resize((128, 128), Image.Resampling.BICUBIC), dtype=float)
+        write(tmp_path / "data" / "good" / f"{i}.png", part.astype(np.uint8))
+        if i == 2:
+            for k in range(2):
+                noisy = part * (0.8 + 0.1 * k) + random.normal(0, 1, part.shape)
+                write(tmp_path / "wrong" / f"{k}.png", noisy.clip(0, 255).astype(np.uint8))
+    config = DENSE.replace(branches=("level 3",), keep_groups_together=True, false_alarm_rate=0.2)
+    train(tmp_path / "data", tmp_path / "run", config, device="cpu")
+    bundle, _ = adapt(tmp_path / "run", tmp_path / "new", good=tmp_path / "wrong", epochs=0, device="cpu")
+    groups = [record.group for record in bundle.data.images]
+    assert len(set(groups[:6])) == 6 and groups[6:] == [groups[2]] * 2
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_each_type_has_an_example_and_each_image_an_overlay(demo: tuple[str, Pat
 
 
 def test_even_a_quick_training_detects(results: dict[str, Results]) -> None:
-    # one epoch, four good images and six defects: a method that ranks by chance has .5 and rarely .75 for all three
+    # seen small, four good images and six defects: a method that ranks by chance has .5 and rarely .75 for all three
     image = {product: found.metrics.image.auroc for product, found in results.items()}
     pixel = {product: found.metrics.pixel.auroc for product, found in results.items()}
     assert min(image.values()) >= 0.6 and np.mean(list(image.values())) >= 0.75, image

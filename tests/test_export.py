@@ -18,7 +18,8 @@ import cdo_ad
 import fakes
 import runs
 from cdo_ad.bundle import Bundle
-from cdo_ad.calibration import Calibration, GoodScores
+from cdo_ad.calibration import Calibration
+from cdo_ad.conformal import GoodScores
 from cdo_ad.data.marks import write_png as write_png16
 from cdo_ad.deploy import export as exporting
 from cdo_ad.deploy.export import export, spread, verify
@@ -108,8 +109,8 @@ def test_every_recipe_gives_torch_s_answer(made: Callable[..., Bundle], name: st
 def test_each_image_is_judged_by_the_branches_of_its_category(made: Callable[..., Bundle], kind: str) -> None:
     bundle = made("unified", kind)
     torch, exported = (cdo_ad.load(bundle.path, backend=backend).engine for backend in ("torch", kind))
-    bright = image((70, 90))
-    batch = np.stack([bright, bright // 3, bright, bright // 3])
+    good = cdo_ad.read_image(bundle.good_paths[0])
+    batch = np.stack([runs.tinted(good, number) for number in (0, 1, 0, 1)])
     recognised = torch.infer(batch)
     assert recognised.categories.tolist() == [0, 1, 0, 1]
     agree(exported.infer(batch), recognised)
@@ -139,17 +140,19 @@ def test_the_exporter_says_how_well_it_agrees(bundle: Bundle, made: Callable[...
     assert agreement.images == 5 + 3  # and one as each category and as none
 
 
-def test_verify_counts_changed_decisions(bundle: Bundle) -> None:
+def test_verify_counts_changed_decisions(made: Callable[..., Bundle]) -> None:
+    bundle = made("paper")  # its threshold is the score of one of the images
+
     class Shifted:
         name = "shifted"
         source = TorchEngine(load_model(bundle))
 
         def infer(self, images: np.ndarray, categories: np.ndarray | None = None) -> Output:
             maps, scores, chosen = self.source.infer(images)
-            return Output(maps, scores * np.float32(1.2), chosen)
+            return Output(maps, scores * np.float32(1.05), chosen)
 
     agreement = verify(Shifted.source, Shifted(), bundle.calibration, bundle.comparison_paths)
-    assert agreement.score_difference == pytest.approx(0.2, abs=1e-4)
+    assert agreement.score_difference == pytest.approx(0.05, abs=1e-4)
     assert agreement.decisions_changed > 0
     assert not agreement.holds
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from cdo_ad.method.network import CdoNetwork
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import cdo_ad
@@ -19,15 +17,17 @@ import fakes
 import runs
 from cdo_ad.bundle import Bundle
 from cdo_ad.calibration import Calibration
-from cdo_ad.deploy import int8 as quantize
-from cdo_ad.deploy.export import describe
-from cdo_ad.deploy.graph import openvino_model
-from cdo_ad.deploy.int8 import Metrics, Quality, export_int8, layer_groups, search, synthetic_trial
-from cdo_ad.deploy.nodes import LAYERS, NETWORKS, owner, stage_of_nodes
-from cdo_ad.deploy.stages import PlainRuntime
-from cdo_ad.errors import BundleError, ConfigError, ExportError
-from cdo_ad.inference.artifact import OpenVinoGraph, openvino_core
-from cdo_ad.inference.engines.torch import TorchRuntime, load_network
+from cdo_ad.conformal import GoodScores
+from cdo_ad.data.store import ImageStore
+from cdo_ad.deploy import int8 as quantizing
+from cdo_ad.deploy import quality as gate
+from cdo_ad.deploy.int8 import export_int8
+from cdo_ad.deploy.quality import Metrics, Quality, labelled_metrics, synthetic_trial, trial_metrics
+from cdo_ad.errors import BundleError, ConfigError, DataError, ExportError
+from cdo_ad.inference.artifact import INT8_FILE
+from cdo_ad.inference.engines.base import Output
+from cdo_ad.inference.engines.openvino import openvino_core
+from cdo_ad.types import Sample
 
 pytest.importorskip("nncf", reason="needs the extra export")
 pytestmark = pytest.mark.slow
@@ -35,31 +35,43 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return runs.make_run(tmp_path_factory.mktemp("quantize"))
+    return runs.make_run(
+        tmp_path_factory.mktemp("quantize"), images=24, categories=[runs.category("level 3", "level 2", "intensity")]
+    )
 
 
 @pytest.fixture(scope="module")
 def exported(bundle: Bundle) -> tuple[Path, Quality]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantize, "ALLOWED_FALL", 0.1)  # random networks see no anomaly: their AUROC is an accident
-        return export_int8(bundle.path)
+        patch.setattr(gate, "ALLOWED_FALL", 0.3)  # random networks see few anomalies: their AUROC is an accident
+        return export_int8(bundle.path, labelled=bundle.data_root)
 
 
-def test_it_is_int8_and_recalibrated(bundle: Bundle, exported: tuple[Path, Quality]) -> None:
-    file, quality = exported
-    text = file.read_text(encoding="utf-8")
-    assert 'element_type="i8"' in text
-    assert file.with_suffix(".bin").stat().st_size < 0.4 * bundle.model_file.stat().st_size
-    detector = cdo_ad.load(file)
-    assert detector.calibration.image_threshold != bundle.calibration.image_threshold
-    scores = [detector.predict_file(path).score for path in bundle.calibration_paths]
-    assert tuple(sorted(scores)) == detector.calibration.scores
-    assert detector.bundle is not None
-    inside = detector.bundle.provenance["int8"]
-    assert inside == {**json.loads(json.dumps(quality.to_json())), "allowed_fall": 0.1}
-    assert inside["kept_fp32"][0] == "body"
-    assert list(inside["int8"]["by_strength"]) == ["1.0", "0.25", "0.1"]
-    assert 0 < quality.map_difference < 0.1
+def test_its_layers_are_int8_and_what_lies_behind_them_is_not(exported: tuple[Path, Quality]) -> None:
+    nodes = openvino_core().read_model(exported[0]).get_ordered_ops()
+    quantised = {str(node.get_friendly_name()) for node in nodes if node.get_type_name() == "FakeQuantize"}
+    assert len(quantised) > 10
+    assert all(name.startswith("networks/") for name in quantised)
+    products = [node for node in nodes if str(node.get_friendly_name()).startswith("branches/")]
+    assert {"FakeQuantize", "Convert"}.isdisjoint(
+        node.input_value(i).get_node().get_type_name()
+        for node in products if node.get_type_name() == "MatMul" for i in range(2)
+    )  # fmt: skip
+
+
+def test_the_promise_rests_on_scores_of_images_that_were_left_out(
+    bundle: Bundle, exported: tuple[Path, Quality]
+) -> None:
+    detector = cdo_ad.load(exported[0])
+    own = detector.calibration.of()
+    assert len(own.scores) == 24
+    assert own.scores != bundle.calibration.of().scores
+    assert detector.calibration.method == "cross"
+    assert detector.calibration.weights_sha256 == bundle.weights_sha256
+    # the finished model knows these images, so it scores them lower: a threshold of such scores would promise nothing
+    known = [detector.predict_file(path).score for path in bundle.good_paths]
+    assert np.median(known) < np.median(own.scores)
+    assert own.image_threshold > np.sort(known)[-3]
 
 
 def test_its_calibration_stays_with_it(bundle: Bundle, exported: tuple[Path, Quality]) -> None:
@@ -70,23 +82,44 @@ def test_its_calibration_stays_with_it(bundle: Bundle, exported: tuple[Path, Qua
         cdo_ad.load(bundle.path, backend="openvino")  # an int8 file is never taken for the exact one
 
 
+def test_what_it_costs_is_measured_and_kept_in_the_file(exported: tuple[Path, Quality]) -> None:
+    file, quality = exported
+    assert quality.good == 24
+    assert 100 < quality.anomalous <= 140
+    assert 0.9 <= quality.variance_kept < 1
+    assert quality.labelled is not None and quality.labelled[1].false_alarms is not None
+    loaded = cdo_ad.load(file).bundle
+    assert loaded is not None
+    inside = json.loads(json.dumps(loaded.provenance.int8))
+    assert inside == json.loads(json.dumps({**quality.to_json(), "allowed_fall": 0.3}))
+    assert inside["labelled"]["int8"]["image_auroc"] == quality.labelled[1].image_auroc
+
+
+def test_it_answers_as_the_float32_model_does_but_for_rounding(bundle: Bundle, exported: tuple[Path, Quality]) -> None:
+    exact, int8 = (cdo_ad.load(bundle.path, backend=name) for name in ("torch", "openvino-int8"))
+    images = [fakes.make_image(seed, kind, (64, 96))[0] for seed in range(6) for kind in ("good", "spot")]
+    maps = [[detector.predict(image).anomaly_map for image in images] for detector in (exact, int8)]
+    correlation = np.corrcoef(np.ravel(maps[0]), np.ravel(maps[1]))[0, 1]
+    assert correlation > 0.9
+    assert not np.allclose(maps[0], maps[1], rtol=1e-4)
+
+
 CHILD = """
 import json, sys
 import numpy as np
 import cdo_ad
-detector = cdo_ad.load(sys.argv[1])
-found = detector.predict(np.load(sys.argv[2]))
+found = cdo_ad.load(sys.argv[1]).predict(np.load(sys.argv[2]))
 foreign = sorted({"torch", "timm", "nncf", "scipy"} & set(sys.modules))
 print(json.dumps({"foreign": foreign, "found": found.to_json()}))
 """
 
 
 def test_a_fresh_process_needs_only_the_file(exported: tuple[Path, Quality], tmp_path: Path) -> None:
-    for file in (exported[0], exported[0].with_suffix(".bin")):
+    for file in exported[0].parent.glob("model_int8.*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     image = fakes.make_image(3, "spot", (121, 77))[0]
     np.save(tmp_path / "image.npy", image)
-    words = [sys.executable, "-c", CHILD, tmp_path / exported[0].name, tmp_path / "image.npy"]
+    words = [sys.executable, "-c", CHILD, tmp_path / INT8_FILE, tmp_path / "image.npy"]
     answer = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     here = cdo_ad.load(exported[0]).predict(image)
     assert answer["foreign"] == []
@@ -94,190 +127,88 @@ def test_a_fresh_process_needs_only_the_file(exported: tuple[Path, Quality], tmp
     assert answer["found"]["anomalous"] == here.anomalous
 
 
-def test_only_layers_of_the_networks_are_quantised(bundle: Bundle, exported: tuple[Path, Quality]) -> None:
-    source = openvino_model(
-        load_network(bundle.config, bundle.model_file), describe(bundle, "fp32", bundle.calibration)
-    )  # fmt: skip
-    outside = {
-        str(node.get_friendly_name()) for node in source.get_ordered_ops()
-        if node.get_type_name() in (*LAYERS, "Divide", "ReduceSum") and owner(node).partition(".")[0] not in NETWORKS
-    }  # fmt: skip
-    assert len(outside) > 10  # the matrix products, norms and sums behind the networks
-    quantised = openvino_core().read_model(exported[0])
-    after = {str(node.get_friendly_name()): node for node in quantised.get_ordered_ops()}
-    for name in outside & set(after):
-        inputs = [after[name].input_value(i).get_node().get_type_name() for i in range(after[name].get_input_size())]
-        assert "FakeQuantize" not in inputs, name
-    fakes_count = sum(node.get_type_name() == "FakeQuantize" for node in quantised.get_ordered_ops())
-    assert fakes_count >= 2 * 9  # an activation for each layer of two small ResNets, some shared
+def test_a_model_that_loses_too_much_is_refused_and_leaves_no_file(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = runs.make_run(tmp_path, images=9, categories=[runs.category("level 3")])
+    worse = iter([Metrics(0.95, 0.5, 0.4), Metrics(0.93, 0.5, 0.4)])
+    monkeypatch.setattr(quantizing, "trial_metrics", lambda *_: next(worse))
+    with pytest.raises(ExportError, match=r"no file was written.*AUROC 0\.9500.*int8 image AUROC 0\.93"):
+        export_int8(other.path)
+    assert not (other.path / "export").exists()
 
 
-def test_kept_layers_stay_in_float32(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    import openvino
-
-    openvino_core()
-    monkeypatch.setattr(openvino, "Core", lambda *_: pytest.fail("NNCF made a core of its own, see openvino_core"))
-    model = openvino_model(
-        load_network(bundle.config, bundle.model_file), describe(bundle, "fp32", bundle.calibration)
-    )  # fmt: skip
-    groups = layer_groups(model)
-    assert groups[:2] == ["body", "body.layer1.0"]
-    images = np.stack([fakes.make_image(seed, "spot", (64, 96))[0] for seed in range(4)])
-    kept = groups[1:]
-    quantised = quantize.quantise(model, images, kept)
-    counts = {True: 0, False: 0}
-    for node in quantised.get_ordered_ops():
-        if node.get_type_name() == "Convolution":
-            inputs = [node.input_value(i).get_node().get_type_name() for i in range(2)]
-            counts["FakeQuantize" in inputs] += 1
-    assert counts[True] == 2  # the two stems
+def test_images_that_are_gone_or_of_one_kind_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    other = runs.make_run(tmp_path, images=9, categories=[runs.category("level 3")])
+    with pytest.raises(DataError, match="good and anomalous"):
+        export_int8(other.path, labelled=fakes.make_folder(tmp_path / "good only", defective=0))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(BundleError, match="is gone"):
+        export_int8(other.path)
 
 
-def test_the_stages_of_the_graph(bundle: Bundle) -> None:
-    model = openvino_model(
-        load_network(bundle.config, bundle.model_file), describe(bundle, "fp32", bundle.calibration)
-    )  # fmt: skip
-    stage = stage_of_nodes(model)
-    by_type = {(node.get_type_name(), stage[str(node.get_friendly_name())]) for node in model.get_ordered_ops()}
-    assert {s for kind, s in by_type if kind == "Convolution"} == {"networks"}
-    assert {s for kind, s in by_type if kind == "Range"} == {"resize"}
-    assert {s for kind, s in by_type if kind == "ReduceMax"} == {"score"}
-    assert {s for kind, s in by_type if kind == "MatMul"} == {"resize", "discrepancy", "map"}
-    assert sum(stage[str(n.get_friendly_name())] == "map" for n in model.get_ordered_ops()) == 2
+def test_the_limit_is_of_the_largest_fall() -> None:
+    quality = Quality(10, 10, Metrics(0.95, 0.5, 0.4), Metrics(0.941, 0.6, 0.4), None, 0.95)
+    assert quality.holds
+    assert quality.fall == pytest.approx(0.009)
+    assert not replace(quality, int8=Metrics(0.95, 0.489, 0.4)).holds
+    assert not replace(quality, int8=Metrics(0.939, 0.9, 0.4)).holds
+    assert not replace(quality, labelled=(Metrics(0.9, 0.9, 0.5), Metrics(0.88, 0.9, 0.5))).holds
+    assert replace(quality, labelled=(Metrics(0.9, 0.9, 0.5), Metrics(0.9, 0.9, 0.1))).holds
 
 
-class Doubles:
-    """`quantise` and the engine, with damage that grows with the number of quantised groups."""
+class Brightness:
+    """An engine that finds bright pixels."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, good_without: set[str]) -> None:
-        self.tried: list[tuple[str, ...]] = []
-        self.good_without = good_without
-        monkeypatch.setattr(quantize, "quantise", self.quantise)
-        monkeypatch.setattr(quantize, "layer_groups", lambda _: ["a", "b", "c", "d", "e"])
-        monkeypatch.setattr(quantize, "OpenVinoGraph", lambda model: Engine(model if isinstance(model, float) else 0))
-
-    def quantise(self, _model: object, _images: object, kept: list[str], rough: bool = False) -> float:
-        if not rough:
-            self.tried.append(tuple(kept))
-        return float(sum(group not in kept for group in self.good_without))
-
-
-class Engine:
     name = "double"
 
-    def __init__(self, damage: float) -> None:
-        self.damage = damage
-
-    def infer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def infer(self, images: np.ndarray, categories: np.ndarray | None = None) -> Output:
         maps = np.abs(images.astype(np.float32).mean(axis=3) - 128)
-        pattern = np.random.default_rng(0).random(maps.shape[1:], dtype=np.float32)
-        maps = maps + np.float32(100 * self.damage) * pattern
-        return maps, maps.max(axis=(1, 2))
+        return Output(maps, maps.max(axis=(1, 2)), np.zeros(len(images), np.int64))
 
 
-@pytest.fixture
-def trial(bundle: Bundle) -> quantize.Trial:
-    return synthetic_trial(bundle.calibration_paths, (64, 96), 0, "none")
+CALIBRATION = Calibration.fit({"": GoodScores([60.0, 80.0, 100.0, 110.0], [60.0, 80.0, 100.0, 110.0])}, 0.2)
 
 
-def test_the_worst_groups_stay_in_float32(monkeypatch: pytest.MonkeyPatch, trial: quantize.Trial) -> None:
-    doubles = Doubles(monkeypatch, {"d", "b"})
-    _, quality = search(None, trial.images[:8], trial, Engine(0))
-    assert doubles.tried == [("a",), ("a", "b"), ("a", "b", "d")]
-    assert quality.kept_fp32 == ("a", "b", "d")
-    assert quality.holds
-    assert quality.map_difference == 0
-
-
-def test_what_never_passes_is_refused(monkeypatch: pytest.MonkeyPatch, trial: quantize.Trial) -> None:
-    doubles = Doubles(monkeypatch, {"b", "c", "d", "e"})
-    with pytest.raises(ExportError, match=r"no file was written.*pixel AP 0\.\d+; with 1 of 5.*with 3 of 5"):
-        search(None, trial.images[:8], trial, Engine(0))
-    assert [len(kept) for kept in doubles.tried] == [1, 2, 3]
-
-
-def test_a_refusal_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = runs.make_run(tmp_path)
-    Doubles(monkeypatch, {"b", "c", "d", "e"})
-    monkeypatch.setattr(quantize, "require", lambda *_: None)
-    with pytest.raises(ExportError, match="int8 loses too much"):
-        export_int8(bundle.path)
-    assert not (bundle.path / "export").exists()
-
-
-def test_a_file_that_scores_otherwise_when_read_is_refused(bundle: Bundle) -> None:
-    path = bundle.calibration_paths
-    scores, maxima = cdo_ad.inference.detector.calibration_scores(Engine(0), path)
-    right = Calibration.fit(scores, maxima, 0.1)
-    quantize._check_saved(Engine(0), right, path)
-    with pytest.raises(ExportError, match="other scores for 10 of 10"):
-        quantize._check_saved(Engine(0.1), right, path)
-
-
-def test_the_limit_is_strict() -> None:
-    quality = Quality(10, 10, Metrics(0.95, 0.5), Metrics(0.9451, 0.6), (), 3, 0.0)
-    assert quality.holds
-    assert quality.fall == pytest.approx(0.0049)
-    assert not replace(quality, int8=Metrics(0.95, 0.4949)).holds
-    assert not replace(quality, int8=Metrics(0.94, 0.9)).holds
-
-
-def test_the_faintest_anomalies_count_by_themselves() -> None:
-    fp32 = Metrics(0.95, 0.5, (Metrics(1.0, 0.9), Metrics(0.8, 0.2)))
-    quality = Quality(10, 10, fp32, Metrics(0.95, 0.5, (Metrics(1.0, 0.91), Metrics(0.8, 0.194))), (), 3, 0.0)
-    assert quality.fall == pytest.approx(0.006)
-    assert not quality.holds
-    assert replace(quality, int8=Metrics(0.95, 0.5, (Metrics(1.0, 0.9), Metrics(0.81, 0.196)))).holds
-
-
-def test_each_strength_is_judged_against_the_good_images(trial: quantize.Trial) -> None:
-    figures, maps = quantize.judge(Engine(0), trial)
-    n = len(maps) // 4
-    assert len(figures.by_strength) == len(quantize.STRENGTHS) == 3
-    for k, alone in enumerate(figures.by_strength, start=1):
-        chosen = [*range(n), *range(k * n, (k + 1) * n)]
-        labels, scores = trial.labels[chosen], maps[chosen].max(axis=(1, 2))
-        assert alone.image_auroc == pytest.approx(roc_auc_score(labels, scores))
-        expected = average_precision_score(trial.masks[chosen].ravel(), maps[chosen].ravel())
-        assert alone.pixel_ap == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_trial_knows_its_anomalies(bundle: Bundle, trial: quantize.Trial) -> None:
-    n = len(bundle.calibration_paths)
-    assert trial.images.shape == (n * (1 + len(quantize.STRENGTHS)), 64, 96, 3)
-    assert not trial.labels[:n].any()
-    assert 0 < trial.labels.sum() < len(trial.labels) - n  # some images have drawn no rectangle
-    good, faint = trial.images[:n], trial.images[-n:]
-    changed = (faint != good).any(axis=3)
-    assert not (changed & ~trial.masks[-n:]).any()
-    assert np.abs(faint.astype(int) - good).max() <= 0.1 * 255 + 1
-    again = synthetic_trial(bundle.calibration_paths, (64, 96), 0, "none")
+def test_the_trial_is_judged_against_left_out_scores(bundle: Bundle) -> None:
+    trial = synthetic_trial(ImageStore(bundle.good_paths, (64, 96)), np.zeros(24, np.int64), 0)
+    assert trial.masks.any(axis=(1, 2)).all()
+    again = synthetic_trial(ImageStore(bundle.good_paths, (64, 96)), np.zeros(24, np.int64), 0)
     assert (again.images == trial.images).all()
+    found = trial_metrics(Brightness(), CALIBRATION, trial)
+    maps = np.stack([Brightness().infer(image[None]).maps[0] for image in trial.images])
+    scores = np.concatenate([CALIBRATION.of().scores, maps.max(axis=(1, 2))])
+    assert found.image_auroc == pytest.approx(roc_auc_score(np.arange(len(scores)) >= 4, scores))
+    assert found.ap == pytest.approx(average_precision_score(trial.masks.ravel(), maps.ravel()), abs=1e-6)
+    assert found.detected == pytest.approx((scores[4:] > CALIBRATION.of().image_threshold).mean())
+
+
+def test_labelled_images_count_detections_and_false_alarms(tmp_path: Path) -> None:
+    levels = [(100, False), (250, False), (250, True), (255, True), (120, True)]
+    samples = []
+    for i, (level, anomalous) in enumerate(levels):
+        path = fakes.write(tmp_path / f"{i}.png", np.full((16, 16, 3), level, np.uint8))
+        samples.append(Sample(path, "test", "spot" if anomalous else "good"))
+    found = labelled_metrics(Brightness(), CALIBRATION, samples)
+    assert (found.detected, found.false_alarms) == (pytest.approx(2 / 3), 0.5)
+    assert found.image_auroc == pytest.approx(roc_auc_score([a for _, a in levels], [28, 122, 122, 127, 8]))
 
 
 def test_the_command(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from cdo_ad.cli.deploy import export
+    from cdo_ad.cli.deployment import export
 
-    quality = Quality(10, 20, Metrics(0.95, 0.5), Metrics(0.951, 0.498), ("body",), 3, 0.01)
-    monkeypatch.setattr(quantize, "export_int8", lambda run, images: (run / "model_int8.xml", quality))
+    labelled = (Metrics(0.9, 0.8, 0.5, 0.03), Metrics(0.89, 0.79, 0.48, 0.04))
+    quality = Quality(10, 20, Metrics(0.95, 0.5, 0.4), Metrics(0.951, 0.498, 0.41), labelled, 0.95)
+    monkeypatch.setattr(quantizing, "export_int8", lambda run, labelled: (run / INT8_FILE, quality))
     export(bundle.path, int8=True)
-    assert "pixel AP 0.4980 (fp32 0.5000)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "pixel AP 0.4980 (0.5000)" in printed and "false alarms 4.0% (3.0%)" in printed
     export(bundle.path, int8=True, as_json=True)
-    document = json.loads(capsys.readouterr().out)
-    assert document["kept_fp32"] == ["body"]
-    assert document["int8"] == {"image_auroc": 0.951, "pixel_ap": 0.498}
-    with pytest.raises(ConfigError, match="--to openvino --int8"):
-        export(bundle.path, to="onnx", int8=True)
-
-
-def test_a_density_stays_outside_and_agrees(bundle: Bundle) -> None:
-    torch.manual_seed(0)
-    network = CdoNetwork("resnet18", (64, 96), density_context=2, normalize_brightness=True).eval()
-    model = openvino_model(network, describe(bundle, "fp32", bundle.calibration))
-    images = np.stack([fakes.make_image(seed, "spot", (64, 96))[0] for seed in range(2)])
-    maps, scores = OpenVinoGraph(model).infer(images)
-    for expected in (TorchRuntime(network).infer(images), PlainRuntime(network).infer(images)):
-        np.testing.assert_allclose(maps, expected[0], atol=1e-4 * maps.max())
-        np.testing.assert_allclose(scores, expected[1], rtol=1e-4)
-    stage = stage_of_nodes(model)
-    assert {stage[n] for n in stage if n.startswith("__module.network.density")} == {"discrepancy"}
+    assert json.loads(capsys.readouterr().out)["int8"]["image_auroc"] == 0.951
+    for words, message in [
+        ({"to": "onnx", "int8": True}, "--to openvino --int8"),
+        ({"int8": True, "images": Path("x")}, "leave --images out"),
+        ({"labelled": Path("x")}, "add  --int8"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            export(bundle.path, **words)

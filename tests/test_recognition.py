@@ -114,6 +114,38 @@ def test_it_gets_its_part_of_the_map_and_finds_the_defect_where_it_is() -> None:
     assert float(found.max()) > 3 * float(good[DEFECT_HEAD].amax())
 
 
+def test_it_learns_synthetic_anomalies_where_nothing_is_labelled() -> None:
+    config = Config(
+        backbone="resnet18", weights="none", image_height=SIZE[0], image_width=SIZE[1],
+        branches=("level 2", "level 3"), calibration="cross",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AnomalyModel(ModelSpec.from_config(config)).eval()
+    left_out = fit_branches(model, 0, planes(40, 1), np.arange(40), FitSettings("equal", 0.2, head_examples=6))
+    dark = planes(6, 4)
+    dark[:, :, 32:64, 32:64] = 60
+    with torch.no_grad():
+        good, bad = (model.branches().maps(model.inputs(model.features(p)))[DEFECT_HEAD] for p in (planes(40, 3), dark))
+        scores = model.judge(dark)[1]
+    assert bad.flatten(1).amax(dim=1).median() > good.flatten(1).amax(dim=1).max()
+    assert float(scores.median()) > left_out.scores.max()
+
+
+def test_labelled_defects_are_learned_beside_many_synthetic_anomalies() -> None:
+    head, rare = DefectHead(4), torch.zeros(41, 4, 6, 6)
+    rare[:40, 0, 2, 2] = 8.0  # what is drawn
+    rare[40, 1, 4, 4] = 8.0  # what is labelled, once
+    masks = torch.zeros(41, 6, 6, dtype=torch.bool)
+    masks[:40, 2, 2] = masks[40, 4, 4] = True
+    noise = torch.randn(41, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    fit_defect_head(head, noise[:30], rare + noise, masks, labelled=1)
+    new = torch.zeros(2, 4, 6, 6)
+    new[0, 0, 1, 1] = new[1, 1, 1, 1] = 8.0
+    with torch.no_grad():
+        found = head(new)
+    assert float(found[0, 1, 1]) > 1 and float(found[1, 1, 1]) > 1 and float(found[:, 4, 4].max()) < 0.5
+
+
 def test_it_follows_from_the_seed_alone() -> None:
     first, second = (fitted(noise=n).state_dict() for n in (1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)

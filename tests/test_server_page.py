@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from browser import NO_BROWSER, REMEDY, find_chromium
+from cdo_ad.data.decode import decode_image
 from serving import Served, as_png, png, running
 
 SHOTS = os.environ.get("CDO_AD_SCREENSHOTS")
@@ -292,6 +293,18 @@ def test_teaching_shows_findings_and_can_be_cancelled(page: Page, served: Served
     assert "1 image cannot be used" in page.tab.get_by_role("alert").inner_text()
     page.tab.get_by_role("button", name="Remove image 1").click()
     page.tab.get_by_text("5 good images").wait_for()
+    canvas = page.tab.locator("canvas.paint")
+    box = canvas.bounding_box()
+    page.tab.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.tab.mouse.down()
+    page.tab.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5, steps=5)
+    page.tab.mouse.up()
+    page.tab.get_by_label("Rectangle, right in percent").fill("30")
+    page.tab.get_by_role("button", name="Add rectangle").click()
+    page.tab.get_by_role("button", name="Save the region").click()
+    page.tab.get_by_text("trainings from now on respect it").wait_for()
+    region = decode_image(served.service.uploads.region("washers"))[..., 0] > 127
+    assert region[:, :10].all() and region[-4, -4] and not region[3, -4]
     page.tab.get_by_role("button", name="Check the images").click()
     page.tab.get_by_role("table").wait_for(timeout=60_000)
     assert "good images" in page.tab.get_by_role("table").inner_text()

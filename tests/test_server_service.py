@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
+import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,8 +21,8 @@ from PIL import Image
 
 from cdo_ad.errors import ConfigError
 from cdo_ad.inference.detector import load
+from cdo_ad.server.serving.pace import Pace
 from cdo_ad.server.settings import ServerSettings, is_loopback
-from cdo_ad.server.web.access import RateLimit
 from serving import Served, as_png, png, running, until
 
 
@@ -101,6 +104,13 @@ def test_a_body_without_a_length_is_bounded_too(served: Served) -> None:
 
     answer = served.http.post("/v2/models/tiles/infer", content=parts())
     assert answer.status_code == 413
+
+
+def test_one_image_from_many_clients_at_once(served: Served) -> None:
+    data = [png(1000 + i) for i in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda i: served.inspect(data[i // 8 % 4]), range(32)))
+    assert {answer.status_code for answer in answers} == {200}
 
 
 def test_names_of_clients_are_text_only(served: Served) -> None:
@@ -244,7 +254,7 @@ def test_metrics_and_the_drift_light(served: Served) -> None:
 
 
 def test_too_many_requests() -> None:
-    limit = RateLimit(600)
+    limit = Pace(600)
     waits = [limit.wait("a") for _ in range(61)]
     assert waits[:60] == [0.0] * 60 and 0 < waits[60] <= 0.1
     assert limit.wait("b") == 0
@@ -259,6 +269,8 @@ def test_retention_removes_the_oldest_first_and_spares_what_is_pinned(served: Se
     digests = [store.add(bytes([i]) * 1000) for i in range(5)]
     store.pin(digests[0])
     assert store.usage() == (5, 5000)
+    for digest in digests:
+        os.utime(store.path(digest), (0, 0))
     assert store.expire(days=1, gigabytes=3e-6) == 2
     assert [store.path(d).is_file() for d in digests] == [True, False, False, True, True]
     assert store.expire(days=1, gigabytes=1, now=time.time() + 2 * 86400) == 2
@@ -266,6 +278,9 @@ def test_retention_removes_the_oldest_first_and_spares_what_is_pinned(served: Se
     (tmp_path / "images" / "ab").mkdir()
     (tmp_path / "images" / "ab" / ("ab" * 32)).write_bytes(b"left over")
     assert store.sweep(older_than=-1) == 1 and store.path(digests[0]).is_file()
+    used = store.add(b"in use")
+    store.write(b"in use")  # again, and its inspection is not recorded yet
+    assert store.expire(days=1e-9, gigabytes=1) == 1 and store.path(used).is_file()
     engine.dispose()
 
 
@@ -280,3 +295,42 @@ def test_the_schema_is_that_of_the_migrations(tmp_path: Path) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
+
+
+def test_logs_are_lines_of_json() -> None:
+    from cdo_ad.server.logs import JsonFormatter, request_id
+
+    record = logging.LogRecord("cdo_ad.server", logging.WARNING, "", 0, "%s fails", ("it",), None)
+    record.source = "cam"
+    token = request_id.set("abc")
+    entry = json.loads(JsonFormatter().format(record))
+    request_id.reset(token)
+    assert entry["message"] == "it fails" and entry["source"] == "cam" and entry["request"] == "abc"
+    assert entry["level"] == "warning" and entry["time"].endswith("+00:00")
+
+
+def test_a_key_that_another_process_revokes_is_refused_soon(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cdo_ad.server.store import keys
+    from cdo_ad.server.store.database import open_database
+
+    monkeypatch.setattr(keys, "REMEMBERED", 0.0)
+    key = served.service.keys.create("other process", "operator")
+    assert served.service.keys.find(key) is not None
+    engine = open_database(served.service.settings.database_url)
+    keys.KeyStore(engine).revoke("other process")
+    engine.dispose()
+    assert served.service.keys.find(key) is None
+
+
+def test_the_verb_keys(served: Served) -> None:
+    from typer.testing import CliRunner
+
+    from cdo_ad.cli.main import app
+
+    state = ["--state", str(served.service.settings.folder)]
+    made = CliRunner().invoke(app, ["keys", *state, "--add", "by hand", "--role", "engineer"])
+    assert made.exit_code == 0 and made.stdout.startswith("cdo_")
+    assert "by hand" in CliRunner().invoke(app, ["keys", *state]).stdout
+    assert CliRunner().invoke(app, ["keys", *state, "--revoke", "by hand"]).exit_code == 0
+    assert "revoked" in CliRunner().invoke(app, ["keys", *state]).stdout
+    assert isinstance(CliRunner().invoke(app, ["keys", *state, "--add", "x", "--role", "king"]).exception, ConfigError)

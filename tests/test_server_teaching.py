@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fakes
 from cdo_ad.progress import listen, progress_bar
@@ -44,6 +47,11 @@ def taught(served: Served) -> dict[str, Any]:
         for _ in range(60)
     ]
     assert upload(served, "caps", *images)["count"] == 60
+    region = np.zeros((40, 48), np.uint8)
+    region[:, :16] = 255
+    files = {"file": ("region.png", as_png(region), "image/png")}
+    assert served.http.put("/v1/teach/caps/region", files=files).json()["region"]
+    assert served.http.get("/v1/teach/caps/region").content == as_png(region)
     job = served.http.post("/v1/teach/caps/train", json={"settings": QUICK, "rate": 0.2, "note": "first"})
     assert job.status_code == 202, job.text
     return wait(served, job.json())
@@ -59,6 +67,16 @@ def test_uploads_are_kept_once_and_bad_ones_are_named(served: Served) -> None:
     assert served.http.delete(f"/v1/teach/nuts/images/{digest}").json()["count"] == 0
     assert served.http.get(f"/v1/teach/nuts/images/{digest}").status_code == 404
     assert served.http.get("/v1/teach/nuts/images/..%2f..%2fserver.sqlite").status_code == 404
+
+
+def test_a_region_of_interest_is_checked(served: Served) -> None:
+    def put(data: bytes) -> str:
+        return served.http.put("/v1/teach/nuts/region", files={"file": ("r.png", data, "image/png")}).text
+
+    assert "covers nearly nothing" in put(as_png(np.zeros((40, 40), np.uint8))) and "not a JPEG" in put(b"x")
+    assert served.http.get("/v1/teach/nuts/region").status_code == 404
+    put(as_png(np.full((40, 40), 255, np.uint8)))
+    assert not served.http.delete("/v1/teach/nuts/region").json()["region"]
 
 
 @pytest.mark.parametrize("name", ["..", "a..b", ".hidden", "a/b", "x" * 70, "bad\x07", " "])
@@ -86,9 +104,6 @@ def test_plans_that_are_none(served: Served, plan: dict[str, Any], words: str) -
 
 def test_too_few_images(served: Served) -> None:
     assert "20 or more" in served.http.post("/v1/teach/none/train", json={}).json()["error"]
-    upload(served, "few", png(1), png(2), png(3))
-    job = wait(served, served.http.post("/v1/teach/few/train", json={"settings": QUICK}).json())
-    assert job["state"] == "failed" and "add" in job["message"]
 
 
 def test_the_check_comes_with_findings(served: Served) -> None:
@@ -103,10 +118,17 @@ def test_a_product_is_taught_and_activated(served: Served, taught: dict[str, Any
     assert taught["result"]["version"] == 1 and "20.00%" in taught["result"]["promise"][0]
     assert served.inspect(png(1), "caps").status_code == 404  # not active yet
     assert served.http.post("/v1/models/caps/versions/1/activate").json() == {"active": 1, "golden": []}
-    found = served.inspect(as_png(np.full((40, 48, 3), 250, np.uint8)), "caps").json()
+    part = np.full((40, 48, 3), 120, np.uint8)
+    part[5:20, 2:12] = 250
+    found = served.inspect(as_png(part), "caps").json()
     assert found["anomalous"] and found["version"] == 1
     listed = served.http.get("/v1/models/caps/versions").json()
     assert listed["versions"][0]["note"] == "first" and listed["versions"][0]["summary"]["good_images"] == 60
+    assert found["regions"][0]["box"][0] < 16
+    part[5:20, 2:12], part[20:35, 42:] = 120, 250
+    outside = served.inspect(as_png(part), "caps", map=True).json()  # of the region of interest
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(outside["map"]))))
+    assert not seen[:, 20:].any() and outside["score"] < found["score"]
     report = served.http.get("/v1/models/caps/versions/1/report")
     assert report.status_code == 200 and "attachment" in report.headers["content-disposition"]
 
@@ -133,6 +155,7 @@ def test_corrections_become_a_version(served: Served, taught: dict[str, Any]) ->
     random = np.random.default_rng(1)
     for i in range(4):
         bright = (150 + i + random.normal(0, 6, (40, 48, 3))).clip(0, 255).astype(np.uint8)
+        bright[..., 2] = 40 + i
         found = served.inspect(as_png(bright), "caps").json()
         assert found["anomalous"]
         served.http.put(f"/v1/inspections/{found['uid']}/correction", json={"verdict": "false alarm"})

@@ -91,9 +91,9 @@ def test_the_set_of_settings_is_frozen() -> None:
     """A setting that comes or goes changes the files of runs: change this list on purpose only."""
     assert " ".join(sorted(Config().to_json())) == (
         "anomalies backbone background batch_size blur_sigma branches budget calibration context_share decay "
-        "defect_head_weight defect_share epochs false_alarm_rate fusion_weights gamma held_out_share image_height "
-        "image_width keep_groups_together lr mom normalize_brightness oom optimizer precision recipe schedule "
-        "score_top seed weight_decay weights"
+        "defect_head_weight defect_share epochs false_alarm_rate fusion_weights gamma head_examples held_out_share "
+        "image_height image_width keep_groups_together lr mom normalize_brightness oom optimizer precision "
+        "recipe schedule score_top seed tile weight_decay weights"
     )
 
 

@@ -15,7 +15,8 @@ from browser import browser_page, numbers
 from cdo_ad.bundle import CALIBRATION, CONFIG, MODEL, Manifest
 from cdo_ad.calibration import Calibration
 from cdo_ad.cli.main import app
-from cdo_ad.config import Config, ModelSpec
+from cdo_ad.config import CategorySpec, Config, ModelSpec
+from cdo_ad.conformal import GoodScores
 from cdo_ad.errors import BundleError, ConfigError, OutputError
 from cdo_ad.evaluation.schema import (
     CategoryMetrics,
@@ -41,11 +42,13 @@ def make(
     folder.mkdir(parents=True)
     config = Config(recipe="a", backbone="resnet18").replace(**settings)
     names = (category, also) if also else (category,)
-    scores = [float(i) for i in range(30)], [1.0] * 30
-    record = DataRecord(root="/data/tiles", category="", fingerprint="f", images=(), split="")
+    scores = GoodScores([float(i) for i in range(30)], [1.0] * 30)
+    record = DataRecord(
+        root="/data/tiles", category="", fingerprint="f", images=(), split="", units=dict.fromkeys(names, "group")
+    )  # fmt: skip
     manifest = Manifest(
         settings=config,
-        model=ModelSpec.from_config(config, names),
+        model=ModelSpec.from_config(config, [CategorySpec.from_config(config, name) for name in names]),
         weights_sha256="w",
         provenance=Provenance(data=record, seed=config.seed, device="cpu", devices=1, versions={}, revision=None),
     )

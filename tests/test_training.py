@@ -225,6 +225,15 @@ def test_too_few_images_give_an_estimate_in_cross_calibration(tmp_path: Path) ->
         train(tmp_path / "one", tmp_path / "run", config, device="cpu")
 
 
+def test_a_lone_good_image_that_sets_the_threshold_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", good=12, defective=0, ending=".png")
+    file = tmp_path / "data" / "good" / "004.png"
+    write(file, (read_image(file) * 0.3).astype(np.uint8))
+    config = QUICK.replace(branches=("intensity",), calibration="cross")
+    with pytest.warns(CdoWarning, match=r"004\.png alone sets the threshold"):
+        train(tmp_path / "data", tmp_path / "run", config, device="cpu")
+
+
 @pytest.mark.slow
 def test_copies_of_few_parts_are_counted_one_by_one_and_that_is_said(tmp_path: Path) -> None:
     pytest.importorskip("scipy", reason="the extra `check` is not installed")

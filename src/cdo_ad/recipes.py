@@ -29,6 +29,8 @@ def lite0() -> Config:
         image_width=0,
         normalize_brightness=True,
         branches=("level 3", "level 2", "bank", "intensity"),
+        defect_head_weight=0.2,
+        head_examples=40,
         calibration="cross",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -37,11 +38,14 @@ def enough_good_images(subject: Subject, group_of: Mapping[Path, int], config: C
     rate, needed = config.false_alarm_rate, units_needed(config.false_alarm_rate)
     parts = len({group_of[path] for path in calibrating})
     if len(calibrating) < needed:
+        stops = config.calibration == "held-out"
+        so = "no training begins" if stops else "the threshold would be an estimate"
         yield subject.finding(
             "too-few-good",
-            "error",
+            "error" if stops else "warning",
             f"a false-alarm rate of {rate:g} needs {needed} good images to calibrate with, there are "
-            f"{len(calibrating)}: add good images, or ask for a rate of {1 / (len(calibrating) + 1):.3f} or more",
+            f"{len(calibrating)}, so {so}: add good images, or ask for a rate of "
+            f"{math.ceil(1e3 / (len(calibrating) + 1)) / 1e3:.3f} or more",
         )
     elif parts < needed:
         yield subject.finding(

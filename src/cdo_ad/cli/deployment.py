@@ -15,7 +15,9 @@ __all__ = ["VERBS"]
 
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(help="openvino or onnx.")] = "openvino",
+    to: Annotated[
+        str, typer.Option(help="openvino or onnx; triton or ovms for a model repository of these servers.")
+    ] = "openvino",
     int8: Annotated[
         bool, typer.Option("--int8", help="Quantise; refused where that costs quality. OpenVINO only.")
     ] = False,
@@ -23,9 +25,17 @@ def export(
     labelled: Annotated[
         Path | None, typer.Option(help="With --int8: data set whose labelled test images judge it too.")
     ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --to triton or ovms: the repository's folder.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="With --to triton or ovms: the model's name; default: the run's.")
+    ] = None,
+    version: Annotated[int, typer.Option(min=1, help="With --to triton or ovms: the model's version.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Write one model file that needs no torch, and prove that it gives the same answers."""
+    if to in ("triton", "ovms"):
+        _write_repository(run, out, to, name or run.resolve().name, version)
+        return
     if int8:
         if images is not None:
             raise ConfigError("--int8 is fitted on the run's own images: leave --images out")
@@ -43,6 +53,14 @@ def export(
         f"{file}: same decision on all of {agreement.images} images; scores differ by at most "
         f"{agreement.score_difference:.1e}, maps by {agreement.map_difference:.1e} (relative)"
     )
+
+
+def _write_repository(run: Path, out: Path | None, to: str, name: str, version: int) -> None:
+    from cdo_ad.deploy.repository import write_repository
+
+    if out is None:
+        raise ConfigError(f"--to {to} needs the folder of the repository: add  --out FOLDER")
+    show(str(write_repository(run, out, to, name, version)))
 
 
 def _export_int8(run: Path, to: str, labelled: Path | None, as_json: bool) -> None:

@@ -146,7 +146,7 @@ def calibrate(
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data and the runs.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and epochs: a smoke test.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller images: a smoke test.")] = False,
     device: Device = "auto",
 ) -> None:
     """The whole job on a built-in data set: draw, train, calibrate, evaluate, show."""

@@ -38,6 +38,9 @@ def serve(
     database: Annotated[
         str, typer.Option(envvar="CDO_AD_DATABASE", help="postgresql://USER:PASSWORD@HOST/NAME; default: SQLite.")
     ] = "",
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Drawn products on a drawn line; without keys, on this machine only.")
+    ] = False,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="No API keys; on 127.0.0.1 only.")] = False,
     allow_host: Annotated[list[str] | None, typer.Option(help="Host name to answer for; may be repeated.")] = None,
     queue: Annotated[int, typer.Option(help="Images that may wait; more get 503.")] = 64,
@@ -68,13 +71,17 @@ def serve(
     from cdo_ad.server.settings import ServerSettings
 
     settings = ServerSettings.checked(
-        folder=state, host=host, port=port, grpc_port=grpc_port, database=database, auth=not no_auth,
+        folder=state, host=host, port=port, grpc_port=grpc_port, database=database, auth=not (no_auth or demo),
         hosts=tuple(allow_host or ()), queue=queue, batch=batch, keep=keep, keep_days=keep_days,
         keep_gigabytes=keep_gigabytes, max_upload=max_upload, max_pixels=max_pixels,
         requests_per_minute=requests_per_minute, backend=backend, device=device,
     )  # fmt: skip
     set_up()
     with opened(settings) as service:
+        if demo:
+            from cdo_ad.server.demo import set_up_demo
+
+            set_up_demo(service, say)
         for text in runs or []:
             name, run = _named(text)
             service.serve_run(run, name)

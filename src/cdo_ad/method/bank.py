@@ -16,6 +16,9 @@ CANDIDATES = 10_000
 PROJECTED = 48
 """Dimensions of a random projection in which the choice is made."""
 SHRINKAGE = 0.01
+CLOSEST = 0.01
+"""Of a vector's expected squared length: below it a squared distance, a difference of large numbers, is mere rounding,
+and engines would differ."""
 
 
 class Bank(nn.Module):
@@ -55,7 +58,7 @@ class Bank(nn.Module):
         whitened = (vectors.reshape(-1, channels) - self.mean) @ self.whiten.T
         squared = whitened.square().sum(dim=1, keepdim=True) + self.centres.square().sum(dim=1)
         nearest = (squared - 2 * whitened @ self.centres.T).amin(dim=1)
-        return nearest.clamp(min=1e-12).sqrt().reshape(positions, batch).T
+        return nearest.clamp(min=CLOSEST * channels).sqrt().reshape(positions, batch).T
 
 
 def _centres(points: Tensor, count: int) -> list[int]:

@@ -138,7 +138,7 @@ class Branches(nn.Module):
 
     def add_defect_head(self) -> DefectHead:
         """Reserve a branch for labelled defects, with weight 0; random weights from torch's global generator."""
-        channels = sum(int(self.density(name).mean.shape[-1]) for name in self._head_inputs())
+        channels = sum(int(self.density(name).mean.shape[-1]) for name in self.head_inputs)
         self.defect_head = DefectHead(channels).to(self.weight.device)
         self.weight = torch.cat([self.weight[: len(self.names)], self.weight.new_zeros(1)])
         return self.defect_head
@@ -194,16 +194,19 @@ class Branches(nn.Module):
         mean the same at every position, and a crack in a corner looks like one in the middle.
         """
         parts = []
-        for name in self._head_inputs():
+        for name in self.head_inputs:
             gaussian = self.density(name)
             assert isinstance(gaussian, ConditionalGaussian)
             whitened = gaussian.whitened(inputs.vectors[name], inputs.context)
             grid = whitened.permute(1, 2, 0).reshape(-1, whitened.shape[2], *self.grids[name])
-            parts.append(to_grid(grid, self.grids[self._head_inputs()[0]]))
+            parts.append(to_grid(grid, self.grids[self.head_inputs[0]]))
         return torch.cat(parts, dim=1)
 
-    def _head_inputs(self) -> list[BranchName]:
-        return [name for name in self.names if name in ("level 2", "level 3")]
+    @property
+    def head_inputs(self) -> list[BranchName]:
+        """The branches whose whitened vectors a defect head looks at, the finest grid first."""
+        levels: tuple[BranchName, ...] = ("level 2", "level 3")
+        return [name for name in levels if name in self.names]
 
 
 def intensities(images: Tensor, grid: tuple[int, int]) -> Tensor:

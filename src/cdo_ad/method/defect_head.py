@@ -1,18 +1,17 @@
-"""A branch of its own where a few defects are labelled: what looks like them.
+"""A branch that knows what anomalies look like: synthetic ones, and a few labelled defects where there are any.
 
 A small classifier of the Gaussians' whitened vectors, which no longer hold what depends on the position or on the whole
 image: a crack in a corner and one in the middle look alike there, so that a handful of images says something about
-others. It learns from the labelled pixels against good images and the good pixels of the labelled images, each side
-with half of the weight, each defect with as much as any other, however small. What it has never seen it does not
-recognise: it gets a small part of the map, the other branches see the rest as before.
+others. It learns from the anomalous pixels against good images and the good pixels of the anomalous images, each side
+with half of the weight, each anomaly with as much as any other, however small. Where defects are labelled they make
+half of the anomalies. What it has never seen it does not recognise: it gets a small part of the map, the other branches
+see the rest as before.
 
 The good images must be new to the Gaussians, as the defects are: of images that they were fitted to the vectors are
 short, and the classifier would learn that.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -63,17 +62,18 @@ def fit_defect_head(
     defects: Tensor,
     masks: Tensor,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
+    labelled: int | None = None,
 ) -> None:
     """Train it.
 
     Args:
         defect_head: with random weights.
         good: (N, C, h, w) vectors of good images.
-        defects: (K, C, h, w) vectors of labelled images.
-        masks: (K, H, W) bool, where their defects are.
+        defects: (K, C, h, w) vectors of anomalous images.
+        masks: (K, H, W) bool, where their anomalies are.
         seed: of the order of images.
-        progress: told the steps done of `STEPS`.
+        labelled: the last so many of them show labelled defects, the others synthetic anomalies: both are drawn as
+            often. None where all are of one kind.
     """
     generator = torch.Generator().manual_seed(seed)
     covered, near = _cells(masks, (int(defects.shape[-2]), int(defects.shape[-1])))
@@ -82,10 +82,13 @@ def fit_defect_head(
     with torch.no_grad():
         spread = good.std(dim=(0, 2, 3), keepdim=True)
         defect_head.scale.copy_(spread.clamp(min=1e-3 * float(spread.mean()) + 1e-12))
+    often = torch.ones(len(defects))
+    if labelled is not None and 0 < labelled < len(defects):
+        often[-labelled:] = (len(defects) - labelled) / labelled
     optimizer = torch.optim.AdamW(defect_head.layers.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    for step in range(STEPS):
+    for _ in range(STEPS):
         g = torch.randperm(len(good), generator=generator)[:BATCH].to(good.device)
-        d = torch.randperm(len(defects), generator=generator)[:BATCH].to(good.device)
+        d = torch.multinomial(often, min(BATCH, len(defects)), generator=generator).to(good.device)
         logits = defect_head.logits(torch.cat([good[g], defects[d]]))
         normal, found = logits[: len(g)], logits[len(g) :]
         missed = (F.softplus(-found) * weights[d]).sum() / len(d)
@@ -94,7 +97,6 @@ def fit_defect_head(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        progress(step + 1)
 
 
 def _cells(masks: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,7 @@ class FitSettings:
 
     fusion_weights: Literal["learned", "equal"] | tuple[float, ...] = "learned"
     defect_head_weight: float = 0.0
+    head_examples: int = 0
     seed: int = 0
 
 
@@ -144,9 +145,8 @@ class _Fit:
         standard = self._standardized(maps, folds)
         self._set_units(standard, torch.tensor([weights[name] for name in self.branches.names]))
         heads = None
-        if defects is not None and self.settings.defect_head_weight > 0 and self._has_head():
-            self._add_head(good, folds, defects)
-            heads = self._head_maps(good, folds)
+        if (defects is not None or self.settings.head_examples) and self._has_head():
+            heads = self._add_head(good, folds, defects)
         scores = self._fused(standard, heads)
         for name in self.branches.names:
             self.densities.fit(name, good)
@@ -154,7 +154,8 @@ class _Fit:
         return scores
 
     def _has_head(self) -> bool:
-        return len(self.images) >= SMALLEST_FOR_HEAD and bool({"level 2", "level 3"} & set(self.branches.names))
+        wanted = self.settings.defect_head_weight > 0 and len(self.images) >= SMALLEST_FOR_HEAD
+        return wanted and bool(self.branches.head_inputs)
 
     def _weights(self, good: Inputs, units: IntArray, defects: tuple[Tensor, Tensor] | None) -> dict[BranchName, float]:
         """The weight of each branch, as the settings say."""
@@ -235,57 +236,56 @@ class _Fit:
         scores = image_score(maps, self.model.spec.score_top)
         return LeftOut(scores.double().numpy(), maps.flatten(1).amax(dim=1).double().numpy())
 
-    # ---- labelled defects
+    # ---- the defect head
 
     def _head_vectors(self, seen: Inputs, at: Tensor) -> Tensor:
         device = self.model.mean.device
         vectors = {name: each[:, at].to(device) for name, each in seen.vectors.items()}
         return self.branches.head_vectors(Inputs([], vectors, seen.context[at].to(device), seen.cells[at].to(device)))
 
-    def _head_maps(self, good: Inputs, folds: Tensor) -> Tensor:
-        """(N, h, w) what the defect head sees of good images, by densities that were fitted without their fold."""
-        everything, parts = torch.arange(len(folds)), []
-        for fold in range(int(folds.max()) + 1):
-            self._fit_levels(good, everything[folds != fold])
-            at = everything[folds == fold]
-            assert self.branches.defect_head is not None
-            parts.append((at, self.branches.defect_head(self._head_vectors(good, at)).cpu()))
-        found = torch.empty(len(folds), *parts[0][1].shape[1:])
-        for at, maps in parts:
-            found[at] = maps
-        return found
-
     def _fit_levels(self, good: Inputs, chosen: Tensor) -> None:
         for name in self.branches.names:
             if name in ("level 2", "level 3"):
                 self.densities.fit(name, good, chosen)
 
-    def _add_head(self, good: Inputs, folds: Tensor, defects: tuple[Tensor, Tensor]) -> None:
-        """Train a defect head against good images of the first folds, which the densities have not seen then."""
-        aside = folds < max(1, int(folds.max() + 1) // 4)
-        chosen = torch.arange(len(folds))
-        self._fit_levels(good, chosen[~aside])
-        seen = joined([self.seen.inputs(part) for part in torch.split(defects[0], BATCH)])
+    def _add_head(self, good: Inputs, folds: Tensor, defects: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Train a defect head; (N, h, w) what it sees of good images, by densities fitted without their fold.
+
+        It learns from good images of the first folds, which the densities have not seen then, from these with synthetic
+        anomalies, and from labelled defects.
+        """
+        aside = torch.nonzero(folds < max(1, int(folds.max() + 1) // 4)).flatten()
+        learned, others = aside[: len(aside) - len(aside) // 4], aside[len(aside) - len(aside) // 4 :]
+        self._fit_levels(good, torch.nonzero(~torch.isin(torch.arange(len(folds)), aside)).flatten())
+        examples = [] if defects is None else [defects]
+        if self.settings.head_examples:
+            examples.insert(0, self.seen.examples(learned.tolist(), self.settings.head_examples))
+        images, masks = (torch.cat(each) for each in zip(*examples, strict=True))
+        seen = joined([self.seen.inputs(part) for part in torch.split(images, BATCH)])
         with torch.random.fork_rng():  # its start follows from the seed alone
             torch.manual_seed(self.settings.seed)
             head = self.branches.add_defect_head()
-        normal = self._head_vectors(good, chosen[aside])
-        known = len(normal) - len(normal) // 4
         with torch.enable_grad():
             fit_defect_head(
-                head, normal[:known], self._head_vectors(seen, torch.arange(len(seen.context))),
-                defects[1].to(normal.device), self.settings.seed,
+                head, self._head_vectors(good, learned), self._head_vectors(seen, torch.arange(len(masks))),
+                masks.to(self.model.mean.device), self.settings.seed, None if defects is None else len(defects[0]),
             )  # fmt: skip
         # the others, new to it, tell what a good image gets; in units of its scatter it is like any other branch
-        peaks = self._coarse(head(normal[known:])).flatten(1).amax(dim=1)
+        peaks = self._coarse(head(self._head_vectors(good, others))).flatten(1).amax(dim=1)
         share, scatter = self.settings.defect_head_weight, peaks.std().clamp(min=1e-3)
         self.branches.weight[:-1] *= 1 - share
         self.branches.weight[-1] = share / scatter
         self.branches.offset.copy_((1 - share) * self.branches.offset + share * peaks.mean() / scatter)
+        found = torch.empty(len(folds), *self.branches.grids[self.branches.head_inputs[0]])
+        for fold in range(int(folds.max()) + 1):
+            self._fit_levels(good, torch.nonzero(folds != fold).flatten())
+            at = torch.nonzero(folds == fold).flatten()
+            found[at] = head(self._head_vectors(good, at)).cpu()
+        return _raised(found, self.model.enlarge(found), torch.isin(torch.arange(len(folds)), learned))
 
 
 def _raised(maps: Tensor, enlarged: Tensor, trained: Tensor) -> Tensor:
-    """Disagreements of images that the apprentice learned from, times how much too small they are on the median."""
+    """Maps of images that the apprentice or the head learned from, times how much too small they are on the median."""
     peaks = enlarged.flatten(1).amax(dim=1)
     ratio = max(1.0, float(peaks[~trained].median() / peaks[trained].median()))
     return torch.where(trained[:, None, None], maps * ratio, maps)

@@ -100,8 +100,33 @@ class Seen:
             kinds.append(len(KINDS) + k)
         return Anomalous(joined(found), np.array(kinds, dtype=np.int64), torch.tensor(sources))
 
+    def examples(self, places: Sequence[int], each: int) -> tuple[Tensor, Tensor]:
+        """Some good images with synthetic anomalies to learn from, and where these are.
+
+        Args:
+            places: of the images that they are drawn into.
+            each: number of each kind.
+
+        Returns:
+            (K, 3, H, W) float in 0..255 and (K, H, W) bool; others than those of `anomalous`.
+        """
+        images, masks = [], []
+        for number, kind in enumerate(KINDS):
+            order = np.random.PCG64(image_seed(self.seed, 2**35, number)).random_raw(len(places)).argsort()
+            chosen = [places[i] for i in np.resize(order, each).tolist()]
+            changed, inside = self._changed(kind, len(KINDS) + number, chosen, 0)
+            there = inside.flatten(1).any(dim=1)
+            images.append(changed[there])
+            masks.append(inside[there])
+        return torch.cat(images), torch.cat(masks)
+
     def _drawn(self, kind: AnomalyKind, number: int, places: Sequence[int], turn: int) -> tuple[Tensor, Tensor]:
-        """Images with an anomaly of a kind, each with a contrast of its own, and (B,) whether one was drawn."""
+        """Images with an anomaly of a kind, and (B,) whether one was drawn."""
+        changed, inside = self._changed(kind, number, places, turn)
+        return changed, inside.flatten(1).any(dim=1)
+
+    def _changed(self, kind: AnomalyKind, number: int, places: Sequence[int], turn: int) -> tuple[Tensor, Tensor]:
+        """Images with an anomaly of a kind, each with a contrast of its own, and (B, H, W) where it is."""
         planes = torch.stack([self.images[i] for i in places])
         seeds = [image_seed(self.seed, number, 2**20 * (turn + i) + place) for i, place in enumerate(places)]
         changed, masks = add_anomaly(planes, kind, seeds)
@@ -109,7 +134,7 @@ class Seen:
         low, high = CONTRAST
         contrast = low + (high - low) * torch.rand(len(planes), 1, 1, 1, generator=random)
         inside = masks if self.region is None else masks & (self.region.to(masks.device) > 0)
-        return torch.lerp(planes, changed, contrast.to(planes)), inside.flatten(1).any(dim=1)
+        return torch.lerp(planes, changed, contrast.to(planes)), inside
 
     def _advance(self, count: int) -> None:
         self.done = min(self.done + count, self.total)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from cdo_ad.errors import ConfigError, needs_extra
 from cdo_ad.server.service import Service
@@ -45,14 +48,26 @@ async def serve_async(service: Service, ready: Callable[[str], None], stop: thre
         timeout_graceful_shutdown=GRACE_SECONDS, backlog=512,
     )  # fmt: skip
     host = f"[{service.settings.host}]" if ":" in service.settings.host else service.settings.host
-    server = _Server(config, lambda: ready(f"http://{host}:{listener.getsockname()[1]}"))
+    grpc_server, grpc_port = await _start_grpc(service)
+    also = f", gRPC at {host}:{grpc_port}" if grpc_server is not None else ""
+    server = _Server(config, lambda: ready(f"http://{host}:{listener.getsockname()[1]}{also}"))
     watcher = asyncio.create_task(_end_with(server, stop)) if stop is not None else None
     try:
         await server.serve(sockets=[listener])
     finally:
         listener.close()
+        if grpc_server is not None:
+            await grpc_server.stop(GRACE_SECONDS)
         if watcher is not None:
             watcher.cancel()
+
+
+async def _start_grpc(service: Service) -> tuple[Any, int]:
+    if service.settings.grpc_port is None:
+        return None, 0
+    from cdo_ad.server.oip.grpc_server import start_grpc
+
+    return await start_grpc(service, service.settings)
 
 
 async def _end_with(server: uvicorn.Server, stop: threading.Event) -> None:
@@ -67,6 +82,19 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._ready = ready
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End gracefully at a signal; a second SIGINT ends at once. Afterwards the process goes on to its own end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {each: signal.signal(each, self.handle_exit) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn; afterwards requests are answered."""

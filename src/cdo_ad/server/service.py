@@ -86,7 +86,6 @@ class Service:
             else:
                 if gone:
                     log.info("removed old images", extra={"images": gone})
-            await asyncio.to_thread(self.keys.forget)
             await asyncio.sleep(TIDY_SECONDS)
 
 

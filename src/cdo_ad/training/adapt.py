@@ -17,12 +17,12 @@ import numpy as np
 from cdo_ad.bundle import Bundle, check_writable, read_bundle
 from cdo_ad.config import Config, training_difference
 from cdo_ad.data.listing import list_images
-from cdo_ad.data.split import content_digest, fingerprint
+from cdo_ad.data.split import content_digest, fingerprint, group_images
 from cdo_ad.errors import BundleError, ConfigError, DataError, needs_extra
 from cdo_ad.inference.calibrate import score_images
 from cdo_ad.inference.detector import Detector, load
 from cdo_ad.inference.engines.base import UNKNOWN
-from cdo_ad.provenance import ImageRecord
+from cdo_ad.provenance import DataRecord, ImageRecord
 from cdo_ad.types import Sample
 
 with needs_extra("train", "adapting a run"):
@@ -172,7 +172,7 @@ def require_own_images(bundle: Bundle) -> None:
 
 
 def _together(bundle: Bundle, good: Sequence[tuple[Path, int]], bad: Sequence[Sample]) -> Material:
-    """The run's material and the corrections; new images keep their full paths and groups of their own."""
+    """The run's material and the corrections; new images keep their full paths, and copies join their group."""
     old, names = bundle.data, bundle.model.names
     known = {record.digest for record in old.images}
     first = 1 + max((record.group for record in (*old.images, *old.held_out)), default=-1)
@@ -181,9 +181,12 @@ def _together(bundle: Bundle, good: Sequence[tuple[Path, int]], bad: Sequence[Sa
         for i, (path, number) in enumerate(good)
     ]
     samples = [Sample(path, "train") for path, _ in _own(bundle)] + [Sample(path, "train") for path, _ in good]
+    images = [*old.images, *(record for record in new if record.digest not in known)]
+    if new and bundle.config.keep_groups_together:
+        images = _grouped(old, images, names)
     record = old.model_copy(
         update={
-            "images": (*old.images, *(record for record in new if record.digest not in known)),
+            "images": tuple(images),
             "defects": (
                 *old.defects,
                 *((str(s.path.resolve()), str(s.mask_path and s.mask_path.resolve())) for s in bad),
@@ -193,6 +196,18 @@ def _together(bundle: Bundle, good: Sequence[tuple[Path, int]], bad: Sequence[Sa
         }
     )
     return material_of(bundle, record)
+
+
+def _grouped(data: DataRecord, images: Sequence[ImageRecord], names: Sequence[str]) -> list[ImageRecord]:
+    """The images with groups of near copies found anew, category by category, since corrections may be copies too."""
+    found, first = list(images), 1 + max((record.group for record in data.held_out), default=-1)
+    for name in names:
+        own = [i for i, record in enumerate(images) if record.category == name]
+        groups, _ = group_images([data.path(images[i]) for i in own])
+        for i, group in zip(own, groups.tolist(), strict=True):
+            found[i] = images[i].model_copy(update={"group": first + group})
+        first += len(own)
+    return found
 
 
 def _judge(detector: Detector, files: Sequence[tuple[Path, int]]) -> list[tuple[float, bool]]:

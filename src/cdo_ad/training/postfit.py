@@ -161,7 +161,7 @@ def _fit(
     config: Config,
 ) -> LeftOut:
     which = f" of {model.spec.names[number]}" if len(model.spec.names) > 1 else ""
-    settings = FitSettings(config.fusion_weights, config.defect_head_weight, config.seed)
+    settings = FitSettings(config.fusion_weights, config.defect_head_weight, config.head_examples, config.seed)
     with progress_bar() as bar:
         task = bar.add_task(f"fitting the branches{which}", total=len(images), note="")
         return fit_branches(

@@ -137,6 +137,11 @@ def _rate(parameters: Mapping[str, Any]) -> float | None:
     rate = parameters.get("rate")
     if rate is None:
         return None
+    if isinstance(rate, str):  # the gRPC client sends no fractions but as text
+        try:
+            rate = float(rate)
+        except ValueError as error:
+            raise ConfigError(f"the parameter rate must lie between 0 and 1, got {rate!r}") from error
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
         raise ConfigError(f"the parameter rate must lie between 0 and 1, got {rate!r}")
     return float(rate)

@@ -18,7 +18,7 @@ export function hasKey() {
   return Boolean(sessionStorage.getItem(KEY));
 }
 
-async function send(method, path, body) {
+export async function send(method, path, body) {
   const headers = {};
   if (hasKey()) headers.Authorization = `Bearer ${sessionStorage.getItem(KEY)}`;
   if (body !== undefined && !(body instanceof FormData)) {

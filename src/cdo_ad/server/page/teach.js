@@ -5,6 +5,7 @@ import { camera } from "./camera.js";
 import { button, count, dropZone, filePicker, h, lazy, percent, say, table } from "./dom.js";
 import { watchJob } from "./job.js";
 import { refreshModels } from "./main.js";
+import { regionPainter } from "./region.js";
 
 let product = "";
 const SIGNS = { error: "✕ error", warning: "▲ warning", note: "● note" };
@@ -31,7 +32,8 @@ export async function show(main, state) {
   const take = (files) => { say(""); return add(files).catch(say); };
 
   async function load() {
-    const { images } = await get(at("teach", product));
+    const { images, region } = await get(at("teach", product));
+    await painting.load(product, images.at(-1), region);
     told.textContent = `${count(images.length, "good image")}. 20 guarantee a false-alarm rate of 5 %, 100 one of 1 %.`;
     cards.replaceChildren(...images.slice(-60).reverse().map((digest, i) => h("li", {}, h("div", { class: "card" },
       lazy(at("teach", product, "images", digest), `Good image ${images.length - i}`),
@@ -39,6 +41,7 @@ export async function show(main, state) {
         { "aria-label": `Remove image ${images.length - i}` })))));
   }
 
+  const painting = regionPainter();
   const rate = h("select", {}, [0.01, 0.02, 0.05, 0.1, 0.2].map((each) =>
     h("option", { value: each, selected: each === 0.05 }, percent(each))));
   const plan = () => ({ rate: Number(rate.value) });
@@ -48,6 +51,7 @@ export async function show(main, state) {
       dropZone(h("div", { class: "drop" }, h("p", { class: "quiet" }, "Drop images of good parts here. Show what varies: parts, places, light.")), take),
       h("div", { class: "row" }, filePicker("Choose images", take, true)), camera((blob) => add([blob]), { continuous: false }).node,
       told, cards),
+    painting.node,
     h("section", { class: "panel" }, h("h2", {}, "2. Check"),
       h("p", { class: "quiet" }, "Finds what would spoil the training: odd sizes, copies, images unlike the others."),
       button("Check the images", async () => watchJob(checked, await post(at("teach", product, "check"), plan()),

@@ -1,7 +1,7 @@
 // Versions: which one judges, comparison, shadow mode, golden samples.
 
 import { at, download, get, post, put, query, remove, upload } from "./api.js";
-import { button, filePicker, h, lazy, percent, say, table, when } from "./dom.js";
+import { button, count, filePicker, h, lazy, percent, say, table, when } from "./dom.js";
 import { refreshModels } from "./main.js";
 
 export async function show(main, state) {
@@ -55,7 +55,7 @@ function settings(product, about, found, again) {
       await put(at("models", product, "shadow"), { version: shadow.value ? Number(shadow.value) : null });
       await again();
     })),
-    seen ? h("p", {}, `The shadow judged ${seen.images} images, raised ${seen.alarms} alarms and decided otherwise ${seen.differs} times.`) : null,
+    seen ? h("p", {}, `The shadow judged ${count(seen.images, "image")}, raised ${count(seen.alarms, "alarm")} and decided otherwise ${count(seen.differs, "time")}.`) : null,
     h("div", { class: "row" }, h("label", {}, "False alarms among good images, at most (%)", rate), button("Set promise", async () => {
       await put(at("models", product, "settings"), { rate: Number(rate.value) / 100 });
       await again();
@@ -101,7 +101,7 @@ function compare(product, found) {
         ["learned defects", ...both.map((each) => String(each.summary.defects ?? 0))],
         ["promise", ...both.map((each) => percent(each.summary.rate))],
         ["golden samples", ...both.map(words)],
-        ["as a shadow", ...both.map((each) => (each.shadow.images ? `${each.shadow.images} images, ${each.shadow.differs} differ` : "not yet"))],
+        ["as a shadow", ...both.map((each) => (each.shadow.images ? `${count(each.shadow.images, "image")}, ${each.shadow.differs} differ` : "not yet"))],
       ]));
     })), place);
 }

@@ -7,6 +7,7 @@ written and synced before its inspection is acknowledged.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ __all__ = ["ImageStore"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 DAY = 86400.0
+RECENT = 60.0
 
 
 class ImageStore:
@@ -41,7 +43,9 @@ class ImageStore:
         """
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(digest)
-        if not path.is_file():
+        try:
+            os.utime(path)  # it was used now: `expire` lets it be until its row is there
+        except OSError:
             write_bytes(path, data)
         return digest
 
@@ -107,11 +111,18 @@ class ImageStore:
                 break
             with self._engine.begin() as connection:
                 gone = connection.execute(delete(table).where(table.c.digest == digest, table.c.at == at))
-                if gone.rowcount:
-                    self.path(digest).unlink(missing_ok=True)
+            if gone.rowcount and not self._just_used(digest):
+                self.path(digest).unlink(missing_ok=True)
             excess -= size
             count += 1
         return count
+
+    def _just_used(self, digest: str) -> bool:
+        """True where an inspection that is being recorded counts on the file; `sweep` finds those that do not."""
+        try:
+            return self.path(digest).stat().st_mtime > time.time() - RECENT
+        except OSError:
+            return False
 
     def sweep(self, older_than: float = 3600.0) -> int:
         """Remove files that no row lists, left by a process that was killed; returns how many."""

@@ -24,6 +24,8 @@ Role = Literal["operator", "engineer", "admin"]
 ROLES: tuple[Role, ...] = ("operator", "engineer", "admin")
 """Each may do all that those before it may: inspect and correct; teach and activate; keys, audit trail and settings."""
 PREFIX = "cdo_"
+REMEMBERED = 5.0
+"""Seconds until a key is looked up again: another process may have revoked it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class KeyStore:
     def __init__(self, engine: Engine) -> None:
         """Use the table `keys` of a database."""
         self._engine = engine
-        self._known: dict[bytes, Caller] = {}
+        self._known: dict[bytes, tuple[Caller, float]] = {}
 
     def create(self, name: str, role: Role) -> str:
         """A new key, which is shown this once.
@@ -67,16 +69,17 @@ class KeyStore:
 
     def find(self, key: str) -> Caller | None:
         """Whose key it is; None for one that is unknown or revoked."""
-        digest = _digest(key)
-        if digest not in self._known:
+        digest, now = _digest(key), time.monotonic()
+        if digest not in self._known or self._known[digest][1] < now - REMEMBERED:
             table = tables.keys
             query = select(table.c.name, table.c.role).where(table.c.digest == digest, table.c.revoked.is_(None))
             with self._engine.connect() as connection:
                 row = connection.execute(query).first()
             if row is None:
+                self._known.pop(digest, None)
                 return None
-            self._known[digest] = Caller(row.name, row.role)
-        return self._known[digest]
+            self._known[digest] = Caller(row.name, row.role), now
+        return self._known[digest][0]
 
     def revoke(self, name: str) -> None:
         """Make a key useless; raises NotFoundError if there is none of that name."""
@@ -85,10 +88,6 @@ class KeyStore:
             statement = update(table).where(table.c.name == name, table.c.revoked.is_(None))
             if not connection.execute(statement.values(revoked=time.time())).rowcount:
                 raise NotFoundError(f"there is no valid key of the name {name!r}: the list of keys names all")
-        self._known.clear()
-
-    def forget(self) -> None:
-        """Look keys up anew: another process may have revoked one."""
         self._known.clear()
 
     def list(self) -> list[dict[str, Any]]:

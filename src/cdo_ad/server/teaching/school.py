@@ -24,7 +24,7 @@ from cdo_ad.server.teaching.uploads import Uploads
 __all__ = ["SETTINGS", "School", "summary_of"]
 
 SETTINGS = frozenset(
-    ["epochs", "image_height", "image_width", "budget", "folds", "seed", "branches", "calibration", "score_top",
+    ["epochs", "image_height", "image_width", "budget", "seed", "branches", "calibration", "score_top",
      "normalize_brightness", "false_alarm_rate", "held_out_share", "batch_size"]
 )  # fmt: skip
 """Settings that a client may change: none of them names a file or a download."""
@@ -46,7 +46,7 @@ class School:
         self._require_images(product)
         _config(recipe, settings)
         target = self._target()
-        self._uploads.snapshot(product, target)
+        self._uploads.snapshot(product, target / "data")
         return self._jobs.submit("check", product, by, self._job(target, recipe, settings))
 
     def train(self, product: str, recipe: str, settings: dict[str, Any], by: str, note: str) -> dict[str, Any]:
@@ -59,13 +59,16 @@ class School:
         self._require_images(product)
         _config(recipe, settings)
         target = self._target()
-        count = self._uploads.snapshot(product, target)
+        count = self._uploads.snapshot(product, target / "data")
         job = {**self._job(target, recipe, settings), "out": str(target / "run")}
+        if (region := self._uploads.region(product)) is not None:
+            write_bytes(target / "region.png", region)
+            job["region"] = str(target / "region.png")
 
         def done(_: dict[str, Any]) -> dict[str, Any]:
             return self._register(product, target / "run", by, note or f"taught with {count} good images", {})
 
-        self._audit.add(by, "train", product=product, images=count, recipe=recipe, settings=settings)
+        self._audit.add(by, "train", product=product, images=count, recipe=recipe, region="region" in job)
         return self._jobs.submit("train", product, by, job, done)
 
     def adapt(self, product: str, epochs: int, by: str, note: str) -> dict[str, Any]:
@@ -121,7 +124,7 @@ class School:
         return counts
 
     def _job(self, target: Path, recipe: str, settings: dict[str, Any]) -> dict[str, Any]:
-        return {"data": str(target), "recipe": recipe, "settings": settings, "device": self._device}
+        return {"data": str(target / "data"), "recipe": recipe, "settings": settings, "device": self._device}
 
     def _target(self) -> Path:
         return self._folder / "runs" / uuid.uuid4().hex

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from cdo_ad.data.kinds import kind_of
-from cdo_ad.errors import ImageError
+from cdo_ad.errors import DataError, ImageError
 from cdo_ad.files import write_bytes, writing
 from cdo_ad.server.errors import NotFoundError
 from cdo_ad.server.serving.decoding import decode, pixels_of
@@ -18,6 +18,9 @@ __all__ = ["Uploads"]
 _SUFFIXES = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "HEIF": ".heic"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 MOST_IMAGES = 20_000
+REGION = "region.png"
+LEAST = 0.01
+"""Share of the image that a region must cover."""
 
 
 class Uploads:
@@ -61,6 +64,27 @@ class Uploads:
     def remove(self, product: str, digest: str) -> None:
         """Take an image away; raises NotFoundError."""
         self._file(product, digest).unlink(missing_ok=True)
+
+    def region(self, product: str) -> bytes | None:
+        """The product's region of interest: a mask file, white where to inspect; None for the whole image."""
+        file = self.folder(product) / REGION
+        return file.read_bytes() if file.is_file() else None
+
+    def set_region(self, product: str, data: bytes | None) -> None:
+        """Keep a region of interest, or None for the whole image.
+
+        Raises:
+            ImageError: it is no image, or too large. DataError: it covers nearly nothing.
+        """
+        file = self.folder(product) / REGION
+        if data is None:
+            file.unlink(missing_ok=True)
+            return
+        pixels_of(data, "the region", self._most_pixels)
+        image = decode(data, "the region")
+        if (image[..., 0] > 127).mean() < LEAST:
+            raise DataError("the region covers nearly nothing: paint where the part is")
+        write_bytes(file, data)
 
     def snapshot(self, product: str, target: Path) -> int:
         """Copy a product's images to `target`/good, where a run will look for them later; returns how many."""

@@ -49,7 +49,9 @@ def _check(job: dict[str, Any]) -> dict[str, Any]:
 def _train(job: dict[str, Any]) -> dict[str, Any]:
     from cdo_ad.training.train import train
 
-    bundle = train(job["data"], job["out"], _config(job), device=job["device"], interrupted="discard")
+    bundle = train(
+        job["data"], job["out"], _config(job), device=job["device"], region=job.get("region"), interrupted="discard"
+    )
     return {"promise": bundle.calibration.summary(), "report": _report(job)}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request, Security
@@ -11,33 +9,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from cdo_ad.server.errors import ForbiddenError
 from cdo_ad.server.service import Service
+from cdo_ad.server.serving.pace import Pace
 from cdo_ad.server.store.keys import Caller, Role
 
-__all__ = ["Admin", "Engineer", "Operator", "RateLimit", "Served", "service_of"]
+__all__ = ["Admin", "Engineer", "Operator", "Served", "service_of"]
 
 OPEN = Caller("anybody on this machine", "admin")
 """Who calls where keys are off, which is so on loopback only."""
-MOST_CALLERS = 10_000
-
-
-class RateLimit:
-    """A bucket of tokens for each caller, which fills up again at an even pace."""
-
-    def __init__(self, per_minute: int) -> None:
-        """Let each caller send so many requests a minute, and a tenth of them at once."""
-        self._pace, self._most = per_minute / 60, max(10.0, per_minute / 10)
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def wait(self, caller: str) -> float:
-        """Take a token; 0, or the seconds until there is one."""
-        now = time.monotonic()
-        tokens, since = self._buckets.pop(caller, (self._most, now))
-        tokens = min(self._most, tokens + (now - since) * self._pace)
-        short = tokens < 1
-        self._buckets[caller] = tokens if short else tokens - 1, now
-        if len(self._buckets) > MOST_CALLERS:
-            self._buckets.popitem(last=False)
-        return (1 - tokens) / self._pace if short else 0.0
 
 
 def service_of(request: Request) -> Service:
@@ -53,7 +31,7 @@ _bearer = HTTPBearer(auto_error=False, description="An API key, as `Authorizatio
 async def _caller(
     request: Request, service: Served, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> Caller:
-    limit: RateLimit = request.app.state.rate_limit
+    limit: Pace = request.app.state.pace
     address = request.client.host if request.client else "unknown"
     if not service.settings.auth:
         _slow_down(limit.wait(address))

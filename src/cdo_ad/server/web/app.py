@@ -18,8 +18,8 @@ with needs_extra("server", "the server"):
     from starlette.staticfiles import StaticFiles
 
 from cdo_ad.server.service import Service
+from cdo_ad.server.serving.pace import Pace
 from cdo_ad.server.web import administering, inspecting, lining, protocol, reviewing, teaching, versioning
-from cdo_ad.server.web.access import RateLimit
 from cdo_ad.server.web.guard import Guard
 from cdo_ad.server.web.problems import handle_errors
 
@@ -54,7 +54,7 @@ def make_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    app.state.rate_limit = RateLimit(service.settings.requests_per_minute)
+    app.state.pace = Pace(service.settings.requests_per_minute)
     app.add_middleware(Guard, settings=service.settings)
     handle_errors(app)
     for router in ROUTERS:

@@ -25,6 +25,8 @@ __all__ = ["Guard"]
 log = logging.getLogger("cdo_ad.server.request")
 BODY_SECONDS = 30.0
 """Between two parts of an upload."""
+DRAINED, DRAIN_SECONDS = 64 * 2**20, 5.0
+"""Of a refused upload, what is read before the answer."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
@@ -72,6 +74,7 @@ class Guard:
 
         try:
             if refusal := self._refusal(Headers(scope=scope)):
+                await _drain(receive)
                 await refusal(scope, receive, sending)
             else:
                 await self._answer(scope, receive, sending, lambda: begun)
@@ -85,6 +88,7 @@ class Guard:
             await self._app(scope, _Body(receive, self._settings.max_upload), send)
         except TooLarge:
             if not begun():
+                await _drain(receive)
                 await _refuse(413, self._too_large())(scope, receive, send)
         except TooSlow:
             if not begun():
@@ -126,6 +130,20 @@ class _Body:
         if self._left < 0:
             raise TooLarge
         return message
+
+
+async def _drain(receive: Receive) -> None:
+    """Let a client that is still sending finish, within bounds: else it would never read why it is refused."""
+    left = DRAINED
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 def _add_headers(headers: MutableHeaders) -> None:

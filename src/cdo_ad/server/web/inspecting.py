@@ -7,6 +7,7 @@ import base64
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Query, Response, UploadFile
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from cdo_ad.server.service import Service
@@ -20,6 +21,9 @@ from cdo_ad.version import __version__
 __all__ = ["router"]
 
 router = APIRouter(responses=ERRORS, tags=["inspect"])
+
+
+NOT_DRAWN = {"overlay": None, "heat": None, "map": None}
 
 
 class RegionOut(BaseModel):
@@ -76,7 +80,8 @@ async def inspect(
     data = await file.read()
     async with asyncio.timeout(service.settings.timeout):
         inspected = await service.inspector.file(data, wanted)
-    return {**inspected.to_json(), **await _drawn(service, inspected, overlay=overlay, heat=heat, map=map)}
+    drawn = await _drawn(service, inspected, overlay=overlay, heat=heat, map=map)
+    return JSONResponse({**NOT_DRAWN, **inspected.to_json(), **drawn})  # as it is: it needs no second check
 
 
 async def _drawn(service: Service, inspected: Inspected, **asked: bool) -> dict[str, str]:

@@ -42,7 +42,7 @@ async def live() -> dict[str, bool]:
 
 
 @router.get("/health/ready")
-async def ready(service: Served) -> Response:
+def ready(service: Served) -> Response:
     """200 once every active version is in memory."""
     ids = [ModelId(p.name, p.active) for p in service.catalogue.products() if p.active is not None]
     missing = [model.product for model in ids if service.models.ready(model) is None]

@@ -8,6 +8,7 @@ from fastapi import APIRouter, File, Response, UploadFile
 from pydantic import BaseModel, Field
 
 from cdo_ad.errors import ImageError
+from cdo_ad.server.errors import NotFoundError
 from cdo_ad.server.serving.decoding import clean_name, decode
 from cdo_ad.server.web.access import Engineer, Served
 from cdo_ad.server.web.drawing import thumbnail
@@ -24,7 +25,7 @@ class Plan(BaseModel):
 
     recipe: str = Field(default="lite0", max_length=50)
     rate: float = Field(default=0.05, gt=0, lt=1, description="Share of good images that may be called anomalous")
-    settings: dict[str, Value] = Field(default={}, max_length=20, description="epochs, image_height, folds, ...")
+    settings: dict[str, Value] = Field(default={}, max_length=20, description="epochs, image_height, seed, ...")
     note: str = Field(default="", max_length=200)
 
     def all_settings(self) -> dict[str, Any]:
@@ -43,7 +44,8 @@ class Adaptation(BaseModel):
 def uploads(service: Served, caller: Engineer, product: str) -> dict[str, Any]:
     """Good images that were uploaded for a product."""
     found = service.uploads.list(product)
-    return {"product": product, "count": len(found), "images": found}
+    region = service.uploads.region(product) is not None
+    return {"product": product, "count": len(found), "images": found, "region": region}
 
 
 @router.post("/v1/teach/{product}/images")
@@ -71,6 +73,31 @@ def uploaded(service: Served, caller: Engineer, product: str, digest: str) -> Re
 def remove(service: Served, caller: Engineer, product: str, digest: str) -> dict[str, Any]:
     """Take an uploaded image away."""
     service.uploads.remove(product, digest)
+    return uploads(service, caller, product)
+
+
+@router.get("/v1/teach/{product}/region", response_class=Response)
+def region(service: Served, caller: Engineer, product: str) -> Response:
+    """The region of interest as a mask: white is inspected."""
+    data = service.uploads.region(product)
+    if data is None:
+        raise NotFoundError(f"{product} has no region of interest: the whole image is inspected")
+    return Response(data, media_type="image/png")
+
+
+@router.put("/v1/teach/{product}/region")
+def set_region(
+    service: Served, caller: Engineer, product: str, file: Annotated[UploadFile, File(description="A mask as PNG")]
+) -> dict[str, Any]:
+    """Inspect only where a mask is white; trainings from now on respect it."""
+    service.uploads.set_region(product, file.file.read())
+    return uploads(service, caller, product)
+
+
+@router.delete("/v1/teach/{product}/region")
+def remove_region(service: Served, caller: Engineer, product: str) -> dict[str, Any]:
+    """Inspect the whole image."""
+    service.uploads.set_region(product, None)
     return uploads(service, caller, product)
 
 
