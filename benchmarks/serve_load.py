@@ -183,10 +183,14 @@ def soak(arguments: argparse.Namespace, state: Path, images: list[bytes]) -> dic
 def kills(arguments: argparse.Namespace, state: Path, images: list[bytes]) -> dict[str, object]:
     """What is lost by kills."""
     acknowledged: list[str] = []
+    chance = np.random.default_rng(0)
     for _ in range(arguments.kills):
         server = Server(arguments.run, state, arguments.backend, arguments.keep)
         clients = Load(server.address, images, arguments.clients)
-        time.sleep(1.5)
+        until = time.monotonic() + 30
+        while not clients.acknowledged and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(float(chance.uniform(0.2, 1.5)))
         server.end(signal.SIGKILL)
         clients.end()
         acknowledged += clients.acknowledged

@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cdo_ad.cli.main import app
+from cdo_ad.errors import CdoError
 from cdo_ad.inference.detector import Detector, load
 from cdo_ad.server.errors import LineError
 from cdo_ad.server.line.delivery import Delivery
@@ -30,7 +31,7 @@ from cdo_ad.server.line.sources import open_source, open_trigger
 from cdo_ad.server.line.triggers import HttpTrigger, Triggered
 from cdo_ad.server.line.video import LiveSource, VideoFile
 from cdo_ad.server.line.watch import watch
-from line_helpers import Plc, Stream, Web, free_port, mosquitto, rtsp_server, write_video
+from line_helpers import Plc, Stream, Web, free_port, mosquitto, rtsp_server, wait_for_port, write_video
 from serving import png, running, until
 
 
@@ -347,6 +348,7 @@ def test_opc_ua_shows_decision_and_counters(tmp_path: Path) -> None:
 
     port = free_port()
     delivery, box = deliver(f"opcua://127.0.0.1:{port}", tmp_path, 0)
+    wait_for_port(port, 60)
     for n in (1, 2, 3):
         box.put(message(n))
         delivery.wake()
@@ -393,6 +395,28 @@ def test_the_verb_watch(tiny_run: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert lines[0]["name"] == "a.png" and lines[0]["latency"] > 0 and "error" in lines[1]
     assert json.loads((tmp_path / "out.jsonl").read_text())["uid"] == lines[0]["uid"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--source", "cam"], "write it as NAME@PRODUCT=SOURCE"),
+        (["--source", "cam=x"], "write it as NAME@PRODUCT=SOURCE"),
+        (["--source", "cam@tiles=nowhere"], "no such file"),
+        (["--source", "in@tiles=.", "--trigger", "in=server"], "needs a camera"),
+        (["--source", "in@tiles=.", "--after", "burn"], "choose keep or move"),
+        (["--source", "in@tiles=.", "--source", "in@tiles=."], "two sources of the name"),
+        (["--trigger", "cam=server"], "no --source of that name"),
+        (["--to", "nonsense"], "is no sink"),
+        (["--no-auth", "--host", "0.0.0.0"], "127.0.0.1 only"),
+        (["--keep", "some"], "server setting keep"),
+        (["missing=/nowhere"], "not a run folder"),
+        (["a/b=/nowhere"], "not a run folder"),
+    ],
+)
+def test_what_serve_refuses(words: list[str], text: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["serve", "--state", str(tmp_path / "state"), *words]).exception
+    assert isinstance(found, CdoError) and text in str(found)
 
 
 def test_the_line_inside_the_server(tiny_run: Path, tmp_path: Path) -> None:

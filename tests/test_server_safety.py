@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 
 import fakes
 from line_helpers import free_port, wait_for_port
-from serving import Process, Served, as_png, png, running
+from serving import Process, Served, as_png, png, running, until
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
@@ -110,6 +110,8 @@ def killed(folder: Path, run: Path, rounds: int, seconds: float, *arguments: str
         threads = [threading.Thread(target=load, args=(process.address, images, acknowledged, stop)) for _ in range(4)]
         for thread in threads:
             thread.start()
+        before = len(acknowledged)
+        until(lambda before=before: len(acknowledged) > before + 3, 60)
         time.sleep(seconds)
         process.kill()
         for thread in threads:
@@ -127,8 +129,8 @@ def missing(url: str, acknowledged: list[str]) -> set[str]:
 
 def test_after_kills_under_load_every_acknowledged_inspection_is_there(tiny_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "state"
-    acknowledged, url = killed(folder, tiny_run, rounds=2, seconds=1.5)
-    assert len(acknowledged) > 10 and missing(url, acknowledged) == set()
+    acknowledged, url = killed(folder, tiny_run, rounds=2, seconds=0.5)
+    assert len(acknowledged) > 8 and missing(url, acknowledged) == set()
     process = Process(folder, "--no-auth")  # no run named: the last one is remembered
     with httpx.Client(base_url=process.address) as http:
         assert http.get("/v1/history").json()["total"] >= len(acknowledged)
@@ -166,7 +168,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_the_same_on_postgresql(tiny_run: Path, tmp_path: Path, postgres: str) -> None:
-    acknowledged, _ = killed(tmp_path / "state", tiny_run, 1, 1.5, "--database", postgres)
+    acknowledged, _ = killed(tmp_path / "state", tiny_run, 1, 0.5, "--database", postgres)
     url = postgres.replace("postgresql://", "postgresql+psycopg://")
     assert len(acknowledged) > 3 and missing(url, acknowledged) == set()
     with running(tmp_path / "state", database=postgres, auth=False) as served:

@@ -231,6 +231,23 @@ def test_a_late_answer_is_given_up(tiny_run: Path, tmp_path: Path) -> None:
         assert answer.status_code == 503 and "too long" in answer.json()["error"]
 
 
+def test_a_version_that_is_loaded_holds_nobody_up(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cdo_ad.server.serving import models
+
+    with running(tmp_path / "state", tiny_run, auth=False) as served:
+        served.service.catalogue.add_version("tiles", tiny_run, "test", "slow", {"rate": 0.1})
+        gate = threading.Event()
+        monkeypatch.setattr(models, "load", lambda *a, **k: (gate.wait(20), load(*a, **k))[1])
+        with ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(served.inspect, png(1), version=2)
+            time.sleep(0.3)
+            assert served.inspect(png(2)).status_code == 200 and not slow.done()
+            gate.set()
+            assert slow.result().json()["version"] == 2
+
+
 def test_images_of_one_size_are_judged_together(tiny_run: Path, tmp_path: Path) -> None:
     with running(tmp_path / "state", tiny_run, auth=False, wait_ms=200) as served:
         with ThreadPoolExecutor(6) as pool:

@@ -144,7 +144,7 @@ def test_a_job_is_cancelled_and_leaves_nothing(served: Served) -> None:
     assert served.http.post(f"/v1/jobs/{job['uid']}/cancel").status_code == 409
     assert served.http.get("/v1/jobs/none").status_code == 404
     runs = served.service.settings.folder / "runs"
-    assert not any((each / "run" / "config.json").is_file() for each in runs.iterdir() if "slow" in each.name)
+    assert not any(len(list((each / "data" / "good").iterdir())) == 20 for each in runs.iterdir())
     assert [j["state"] for j in served.http.get("/v1/jobs").json() if j["uid"] == job["uid"]] == ["cancelled"]
 
 

@@ -76,7 +76,6 @@ def serve(
         keep_gigabytes=keep_gigabytes, max_upload=max_upload, max_pixels=max_pixels,
         requests_per_minute=requests_per_minute, backend=backend, device=device,
     )  # fmt: skip
-    set_up()
     with opened(settings) as service:
         if demo:
             from cdo_ad.server.demo import set_up_demo
@@ -88,6 +87,7 @@ def serve(
         _add_line(service.station, state, source or [], trigger or [], to or [], after)
         if settings.auth and service.keys.empty:
             say(f"the first key, of the role admin, shown this once: {service.keys.create('first admin', 'admin')}")
+        set_up()
         answer(service, lambda address: show(f"ready at {address}"))
 
 

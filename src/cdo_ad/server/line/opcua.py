@@ -26,7 +26,7 @@ VARIABLES: dict[str, tuple[Any, ua.VariantType]] = {
     "Inspected": (0, ua.VariantType.UInt32),
     "Rejected": (0, ua.VariantType.UInt32),
 }
-"""Below `Objects/Inspection`. `Inspected` is written last."""
+"""Below `Objects/Inspection`. `Inspected` is written last; the counters are of decisions shown here since the start."""
 _FIELDS = {
     "Anomalous": "anomalous", "Score": "score", "PValue": "p_value", "Threshold": "threshold", "Sentence": "sentence",
     "Product": "product", "Uid": "uid",

@@ -59,7 +59,8 @@ class Models:
         self._rates: dict[str, float | None] = {}
         self._active: dict[str, int] = {}
         self._shadow: dict[str, int] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # held for moments only: the event loop waits for it
+        self._loading = threading.Lock()
         self.refresh()
 
     def refresh(self) -> None:
@@ -109,13 +110,16 @@ class Models:
             NotFoundError: the product has no such version.
             BundleError: its run folder is gone or damaged.
         """
-        with self._lock:
-            if (found := self.ready(model)) is not None:
+        if (found := self.ready(model)) is not None:
+            return found
+        with self._loading:
+            if (found := self.ready(model)) is not None:  # somebody else loaded it meanwhile
                 return found
             version = self._catalogue.version(*model)
-            detector = load(Path(version.run), backend=self._backend, device=self._device)
-            made = self._loaded[model] = Model(model, detector)
-            self._drop_others()
+            made = Model(model, load(Path(version.run), backend=self._backend, device=self._device))
+            with self._lock:
+                self._loaded[model] = made
+                self._drop_others()
             return made
 
     def unload(self, product: str) -> None:

@@ -57,7 +57,7 @@ class Jobs:
             kind: `check`, `train` or `adapt`.
             product: which it is about.
             by: who asks for it.
-            job: see `cdo_ad.server.teaching.worker`.
+            job: see `cdo_ad.server.teaching.worker`; the folder `scratch` is removed unless the job makes a run.
             done: called once it succeeded.
 
         Raises:
@@ -130,10 +130,10 @@ class Jobs:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
             stopped = self._wait(uid, process)
         result = _read(folder / "result.json") or {"error": "its process ended without a word: see its log"}
+        job = _read(folder / "job.json") or {}
+        if "scratch" in job and (stopped or "error" in result or job["kind"] == "check"):
+            shutil.rmtree(job["scratch"], ignore_errors=True)
         if stopped:
-            job = json.loads((folder / "job.json").read_text("utf-8"))
-            if "out" in job:
-                shutil.rmtree(job["out"], ignore_errors=True)
             ended = "the server was stopped" if uid not in self._cancelled else "cancelled"
             self._set(uid, "cancelled" if uid in self._cancelled else "interrupted", ended)
         elif "error" in result:

@@ -88,7 +88,7 @@ class School:
         counts = self._write_corrections(corrections, target)
         job = {
             "run": self._catalogue.version(product, active).run, "out": str(target / "run"), "epochs": epochs,
-            "device": self._device,
+            "device": self._device, "scratch": str(target),
             **{kind: str(target / kind) if counts[kind] else None for kind in ("good", "bad")},
         }  # fmt: skip
 
@@ -124,7 +124,8 @@ class School:
         return counts
 
     def _job(self, target: Path, recipe: str, settings: dict[str, Any]) -> dict[str, Any]:
-        return {"data": str(target / "data"), "recipe": recipe, "settings": settings, "device": self._device}
+        about = {"recipe": recipe, "settings": settings, "device": self._device}
+        return {"data": str(target / "data"), "scratch": str(target), **about}
 
     def _target(self) -> Path:
         return self._folder / "runs" / uuid.uuid4().hex
