@@ -58,6 +58,7 @@ def make_run(
         backbone="resnet10t", weights="none", image_height=size[0], image_width=size[1], blur_sigma=1.5,
         score_top=score_top, false_alarm_rate=0.1, normalize_brightness=True, branches=categories[0].branches,
         fusion_weights="equal", defect_head_weight=0.3 if defects else 0.0,
+        calibration="cross" if categories[0].standardized else "held-out",
     )  # fmt: skip
     data, torch_state = folder / "data", torch.get_rng_state()
     torch.manual_seed(0)

@@ -121,7 +121,7 @@ def test_it_learns_synthetic_anomalies_where_nothing_is_labelled() -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     model = AnomalyModel(ModelSpec.from_config(config)).eval()
-    left_out = fit_branches(model, 0, planes(40, 1), np.arange(40), FitSettings("equal", 0.2, head_examples=6))
+    left_out = fit_branches(model, 0, planes(64, 1), np.arange(64), FitSettings("equal", 0.2, head_examples=6))
     dark = planes(6, 4)
     dark[:, :, 32:64, 32:64] = 60
     with torch.no_grad():

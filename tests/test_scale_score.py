@@ -10,6 +10,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,9 +268,11 @@ def judged_folder(tiny_run: Path, folder: Path, tmp_path: Path) -> Path:
     """Results of one part, made without Ray."""
     out = tmp_path / "judged"
     out.mkdir()
-    Results(Storage(str(out)), model_of(tiny_run, None))
-    plan = Plan(tiny_run, str(folder), str(out), None, "auto", "cpu", 1, None)
+    results = Results(Storage(str(out)), model_of(tiny_run, None))
+    plan = Plan(tiny_run, str(folder), str(out), None, "auto", "cpu", 1, None, results.call)
     fragment = next(iter(fragments(Storage(str(folder)), list)))
+    old = Judge(replace(plan, call="of a call that was killed"))({"fragment": pickle.dumps(fragment)})
+    assert (old["kind"], old["images"]) == ("BusyError", 0) and not list(out.glob("*.parquet"))
     answer = Judge(plan)({"fragment": pickle.dumps(fragment)})
     assert (answer["images"], answer["error"]) == (16, "")
     return out

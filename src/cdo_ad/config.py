@@ -119,8 +119,8 @@ class Config(Document):
     """The weight of each branch: `learned` from good images and synthetic anomalies (`cdo_ad.method.fusion`),
     `equal`, or a number for each branch, which sum to 1."""
     defect_head_weight: float = Field(default=0.1, ge=0, lt=1)
-    """With `level 2` or `level 3` and at least 32 good images: the weight of the branch that knows labelled defects and
-    synthetic anomalies (see `cdo_ad.method.defect_head`); 0 for no such branch."""
+    """With `level 2` or `level 3` and at least 64 good images, or 32 and labelled defects: the weight of the branch
+    that knows these defects and synthetic anomalies (see `cdo_ad.method.defect_head`); 0 for no such branch."""
     head_examples: int = Field(default=0, ge=0)
     """Synthetic anomalies of each kind that this branch learns from; with 0 it learns from labelled defects alone."""
     blur_sigma: float = Field(default=4.0, ge=0)

@@ -42,8 +42,9 @@ NOWHERE = -1e4
 """In standard deviations: what a map is outside the region of interest."""
 SMALLEST = 8
 """With fewer good images weights stay equal."""
-SMALLEST_FOR_HEAD = 32
-"""With fewer good images there is no defect head: nothing to learn it against."""
+SMALLEST_FOR_HEAD, SMALLEST_FOR_EXAMPLES = 32, 64
+"""With fewer good images there is no defect head, which learns against a quarter of them: the first where defects are
+labelled, the second where it learns synthetic anomalies alone."""
 
 IntArray = npt.NDArray[np.int64]
 Maps = dict[BranchName, Tensor]
@@ -145,7 +146,7 @@ class _Fit:
         standard = self._standardized(maps, folds)
         self._set_units(standard, torch.tensor([weights[name] for name in self.branches.names]))
         heads = None
-        if (defects is not None or self.settings.head_examples) and self._has_head():
+        if self._has_head(defects is not None):
             heads = self._add_head(good, folds, defects)
         scores = self._fused(standard, heads)
         for name in self.branches.names:
@@ -153,9 +154,10 @@ class _Fit:
             self.branches.set_statistics(name, *position_statistics(maps[name]))
         return scores
 
-    def _has_head(self) -> bool:
-        wanted = self.settings.defect_head_weight > 0 and len(self.images) >= SMALLEST_FOR_HEAD
-        return wanted and bool(self.branches.head_inputs)
+    def _has_head(self, labelled: bool) -> bool:
+        least = SMALLEST_FOR_HEAD if labelled else SMALLEST_FOR_EXAMPLES
+        wanted = self.settings.defect_head_weight > 0 and len(self.images) >= least
+        return wanted and (labelled or self.settings.head_examples > 0) and bool(self.branches.head_inputs)
 
     def _weights(self, good: Inputs, units: IntArray, defects: tuple[Tensor, Tensor] | None) -> dict[BranchName, float]:
         """The weight of each branch, as the settings say."""
@@ -254,12 +256,12 @@ class _Fit:
         It learns from good images of the first folds, which the densities have not seen then, from these with synthetic
         anomalies, and from labelled defects.
         """
-        aside = torch.nonzero(folds < max(1, int(folds.max() + 1) // 4)).flatten()
-        learned, others = aside[: len(aside) - len(aside) // 4], aside[len(aside) - len(aside) // 4 :]
-        self._fit_levels(good, torch.nonzero(~torch.isin(torch.arange(len(folds)), aside)).flatten())
+        numbers = torch.arange(len(folds))
+        learned = folds < max(1, int(folds.max() + 1) // 4)
+        self._fit_levels(good, numbers[~learned])
         examples = [] if defects is None else [defects]
         if self.settings.head_examples:
-            examples.insert(0, self.seen.examples(learned.tolist(), self.settings.head_examples))
+            examples.insert(0, self.seen.examples(numbers[learned].tolist(), self.settings.head_examples))
         images, masks = (torch.cat(each) for each in zip(*examples, strict=True))
         seen = joined([self.seen.inputs(part) for part in torch.split(images, BATCH)])
         with torch.random.fork_rng():  # its start follows from the seed alone
@@ -267,21 +269,20 @@ class _Fit:
             head = self.branches.add_defect_head()
         with torch.enable_grad():
             fit_defect_head(
-                head, self._head_vectors(good, learned), self._head_vectors(seen, torch.arange(len(masks))),
+                head, self._head_vectors(good, numbers[learned]), self._head_vectors(seen, torch.arange(len(masks))),
                 masks.to(self.model.mean.device), self.settings.seed, None if defects is None else len(defects[0]),
             )  # fmt: skip
-        # the others, new to it, tell what a good image gets; in units of its scatter it is like any other branch
-        peaks = self._coarse(head(self._head_vectors(good, others))).flatten(1).amax(dim=1)
+        found = torch.empty(len(folds), *self.branches.grids[self.branches.head_inputs[0]])
+        for fold in range(int(folds.max()) + 1):
+            self._fit_levels(good, numbers[folds != fold])
+            found[folds == fold] = head(self._head_vectors(good, numbers[folds == fold])).cpu()
+        # images new to it tell what a good image gets; in units of its scatter it is like any other branch
+        peaks = self._coarse(found[~learned]).flatten(1).amax(dim=1)
         share, scatter = self.settings.defect_head_weight, peaks.std().clamp(min=1e-3)
         self.branches.weight[:-1] *= 1 - share
         self.branches.weight[-1] = share / scatter
         self.branches.offset.copy_((1 - share) * self.branches.offset + share * peaks.mean() / scatter)
-        found = torch.empty(len(folds), *self.branches.grids[self.branches.head_inputs[0]])
-        for fold in range(int(folds.max()) + 1):
-            self._fit_levels(good, torch.nonzero(folds != fold).flatten())
-            at = torch.nonzero(folds == fold).flatten()
-            found[at] = head(self._head_vectors(good, at)).cpu()
-        return _raised(found, self.model.enlarge(found), torch.isin(torch.arange(len(folds)), learned))
+        return _raised(found, self.model.enlarge(found), learned)
 
 
 def _raised(maps: Tensor, enlarged: Tensor, trained: Tensor) -> Tensor:

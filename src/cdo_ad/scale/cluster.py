@@ -76,7 +76,8 @@ def cluster(address: str | None, purpose: str) -> Iterator[Resources]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"no Ray cluster answers at {address}: start one with  ray start --head , or leave --ray out"
+                f"no Ray cluster lets us in at {address} ({reason(error)}): start one with  ray start --head , give "
+                "this machine its token (RAY_AUTH_MODE=token), or leave --ray out"
             ) from error
     try:
         there = ray.cluster_resources()

@@ -11,7 +11,7 @@ from typing import Any
 from cdo_ad.data.files import reason
 from cdo_ad.errors import CdoError, ImageError
 from cdo_ad.inference.detector import Detector, Item, load
-from cdo_ad.scale.parts import part_name, to_part
+from cdo_ad.scale.parts import to_part, write_part
 from cdo_ad.scale.reading import read_images
 from cdo_ad.scale.sources import Fragment
 from cdo_ad.scale.storage import Storage
@@ -34,6 +34,8 @@ class Plan:
     """Of the CPU."""
     options: Mapping[str, Any] | None
     """Of fsspec, for both addresses."""
+    call: str
+    """Of `Results`: whose parts these are."""
 
 
 class Judge:
@@ -66,7 +68,7 @@ class Judge:
                 raise self._problem
             images = read_images(fragment, self._source, self._plan.threads)
             part = to_part(judge(self._detector, images, self._plan.category))
-            self._out.write(f"{self._out.root}/{part_name(fragment)}.parquet", part.data)
+            write_part(self._out, fragment, part.data, self._plan.call)
         except Exception as error:
             kind = type(error).__name__ if isinstance(error, CdoError) else ""
             return {**answer, "error": str(error) if kind else f"{fragment.uri}: {reason(error)}", "kind": kind}

@@ -1,6 +1,7 @@
 """The results: a folder of Parquet files, each written whole or not at all, and a manifest that says whose they are.
 
 _cdo_ad_scores.json          the model and thresholds that judged; another model needs another folder
+_cdo_ad_call                 which call writes now; processes that a killed one left behind must not write any more
 files-ID.parquet             of image files
 tar-ID.parquet, parquet-ID.parquet   of a shard, or of a group of rows
 
@@ -13,6 +14,7 @@ import hashlib
 import io
 import itertools
 import json
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,16 +23,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from cdo_ad.errors import ConfigError, OutputError
+from cdo_ad.errors import BusyError, ConfigError, OutputError
 from cdo_ad.files import Document, problem
 from cdo_ad.scale.columns import printable, result_schema
 from cdo_ad.scale.sources import MANIFEST, Fragment
 from cdo_ad.scale.storage import Storage
 
-__all__ = ["Judged", "Part", "Results", "part_name", "to_part"]
+__all__ = ["Judged", "Part", "Results", "to_part", "write_part"]
 
 DIGEST = 16
 """Bytes that an image's address is remembered by."""
+CALL = "_cdo_ad_call"
 AT_ONCE = 1024
 """Rows that are written together."""
 
@@ -88,7 +91,7 @@ class Results:
         """
         self._storage = storage
         self.folder = storage.root
-        names = [uri.rpartition("/")[2] for uri in storage.names(self.folder)]
+        names = self._names()
         manifest = f"{self.folder}/{MANIFEST}"
         if MANIFEST in names:
             self._check(storage.read(manifest), judged)
@@ -96,11 +99,18 @@ class Results:
             raise ConfigError(f"{self.folder} holds other files: choose another --out, or a new folder")
         else:
             storage.write(manifest, json.dumps(judged.to_json(), indent=2).encode())
+        self.call = uuid.uuid4().hex
+        """Tells this call from all others; written before the parts are listed."""
+        storage.write(f"{self.folder}/{CALL}", self.call.encode())
+        names = self._names()
         self.done = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
         """Parts that are there."""
         self.known = Known()
         """Image files that are in them."""
         self._remember()
+
+    def _names(self) -> list[str]:
+        return [uri.rpartition("/")[2] for uri in self._storage.names(self.folder)]
 
     def is_done(self, fragment: Fragment) -> bool:
         """Whether a fragment's part is there."""
@@ -134,6 +144,18 @@ class Results:
             if had != now:
                 detail = f"the category {had!r}" if field == "category" else name
                 raise ConfigError(f"{self.folder} holds results of {detail}: choose another --out")
+
+
+def write_part(storage: Storage, fragment: Fragment, data: bytes, call: str) -> None:
+    """Write a fragment's part.
+
+    Raises:
+        BusyError: another call has begun to write there meanwhile.
+        OutputError: it cannot be written.
+    """
+    if storage.read(f"{storage.root}/{CALL}") != call.encode():
+        raise BusyError(f"{storage.root}: another call has begun to write there: wait for it, or choose another --out")
+    storage.write(f"{storage.root}/{part_name(fragment)}.parquet", data)
 
 
 def part_name(fragment: Fragment) -> str:

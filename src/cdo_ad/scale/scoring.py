@@ -111,7 +111,8 @@ def score(
             resources = stack.enter_context(cluster(ray, "judging very many images"))
             each = resources.of_each(device, cpus)
             plan = Plan(
-                run, there.root, place.root, category, backend, device if each[1] else "cpu", each[0], options
+                run, there.root, place.root, category, backend, device if each[1] else "cpu", each[0], options,
+                results.call,
             )  # fmt: skip
             count = processes or resources.at_once(*each)
             stack.enter_context(_kept())
