@@ -35,10 +35,11 @@ from cdo_ad.provenance import versions
 
 __all__ = ["MAP_TOLERANCE", "SCORE_TOLERANCE", "Agreement", "describe", "export", "spread", "staged", "verify"]
 
+TINY = np.float32(1e-12)
 MAP_TOLERANCE = 1e-4
-"""Largest difference of two maps, relative to the map's maximum."""
+"""Largest difference of two maps, relative to the larger of the map's maximum and the pixel threshold."""
 SCORE_TOLERANCE = ENGINE_TOLERANCE
-"""Largest relative difference of two scores."""
+"""Largest difference of two scores, relative to the larger of score and threshold."""
 MOST_COMPARED = 100
 """Good images that an export is compared on, evenly spread over all that there are."""
 TEMPORARY = ".writing."
@@ -50,9 +51,9 @@ class Agreement:
 
     images: int
     map_difference: float
-    """Largest over the images, relative to the map's maximum."""
+    """Largest over the images, relative as in `verify`."""
     score_difference: float
-    """Largest over the images, relative."""
+    """Largest over the images, relative as in `verify`."""
     decisions_changed: int
     """Images that are judged otherwise, or as another category."""
     worst: str
@@ -186,6 +187,9 @@ class Batch(NamedTuple):
 def verify(source: Engine, exported: Engine, calibration: Calibration, paths: Sequence[Path]) -> Agreement:
     """Compare two engines on images, on an odd-sized and an enlarged copy of the first, and on batches.
 
+    Differences are relative to the image's own values, or to the thresholds where these are larger. Far below them a
+    map is the tail of an exponential, whose last digits no two engines share, and which decides nothing.
+
     Args:
         source: the reference.
         exported: the engine to be judged.
@@ -202,9 +206,11 @@ def verify(source: Engine, exported: Engine, calibration: Calibration, paths: Se
         if found.maps.shape != expected.maps.shape or not np.isfinite(found.maps).all():
             return Agreement(count, float("inf"), float("inf"), changed, name)
         count += len(batch)
-        scale = expected.maps.max(axis=(1, 2), keepdims=True) + np.float32(1e-12)
+        own = [calibration.of(names[int(number)]) for number in expected.categories]
+        pixel, image = (np.array([[c.pixel_threshold, c.image_threshold] for c in own], np.float32) + TINY).T
+        scale = np.maximum(expected.maps.max(axis=(1, 2)), pixel)[:, None, None]
         map_difference = max(map_difference, float((np.abs(expected.maps - found.maps) / scale).max()))
-        scores = np.abs(expected.scores) + np.float32(1e-12)
+        scores = np.maximum(expected.scores, image)
         difference = float((np.abs(expected.scores - found.scores) / scores).max())
         if difference >= score_difference:
             score_difference, worst = difference, name
