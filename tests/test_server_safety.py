@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -140,18 +141,16 @@ def test_after_kills_under_load_every_acknowledged_inspection_is_there(tiny_run:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server of its own, as the user `postgres` where the tests run as root."""
+def postgres() -> Iterator[str]:
+    """A real server of its own, as the user `postgres` where the tests run as root, so in a folder open to that user."""
     import os
 
     if not POSTGRES or (os.geteuid() == 0 and shutil.which("runuser") is None):
         pytest.skip("no PostgreSQL: install it with  apt-get install postgresql")
     pytest.importorskip("psycopg", reason="psycopg is not installed")
-    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
+    folder, port = Path(tempfile.mkdtemp(prefix="postgres")), free_port()
     become = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
     if become:
-        for each in (folder, *folder.parents[:2]):
-            each.chmod(0o755)
         shutil.chown(folder, "postgres")
     data = str(folder / "data")
     tool = str(POSTGRES[-1] / "initdb")
@@ -165,6 +164,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             subprocess.run([*become, str(POSTGRES[-1] / "pg_ctl"), "stop", "-D", data, "-m", "fast"], check=True,
                            capture_output=True)  # fmt: skip
             server.wait(30)
+            shutil.rmtree(folder)
 
 
 def test_the_same_on_postgresql(tiny_run: Path, tmp_path: Path, postgres: str) -> None:
