@@ -142,7 +142,7 @@ def test_after_kills_under_load_every_acknowledged_inspection_is_there(tiny_run:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """A real server of its own, as the user `postgres` where the tests run as root, so in a folder open to that user."""
+    """A real server of its own; where the tests run as root, as the user `postgres`, in a folder open to that user."""
     import os
 
     if not POSTGRES or (os.geteuid() == 0 and shutil.which("runuser") is None):
