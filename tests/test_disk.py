@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from cdo_ad.bundle import read_bundle
 from cdo_ad.errors import ImageError, OutputError
 from cdo_ad.evaluation.results import evaluate_run
+from cdo_ad.files import write_bytes
 from cdo_ad.inference.calibrate import calibrate
 from cdo_ad.inference.detector import load
 from cdo_ad.inference.predict import predict_files
@@ -90,3 +94,14 @@ def test_a_folder_below_a_file_is_a_clear_error(tiny_run: Path, tiny_data: Path,
         else:
             report(tiny_run, tiny_data, tmp_path / "file" / "page.html", device="cpu")
     assert (tmp_path / "file").read_text() == "no folder"
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    left = tmp_path / f".a.json.{gone.pid}-1.tmp"
+    alive, other = tmp_path / f".a.json.{os.getppid()}-1.tmp", tmp_path / f".b.json.{gone.pid}-1.tmp"
+    for file in (left, alive, other):
+        file.write_text("half")
+    write_bytes(tmp_path / "a.json", b"{}")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.json", alive, other])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import math
@@ -98,6 +99,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}-{threading.get_ident()}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -106,6 +108,22 @@ def write_bytes(path: Path, data: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that were killed while they wrote the file have left beside it."""
+    if os.name != "posix":  # elsewhere a signal of 0 is not a question
+        return
+    prefix = f".{path.name[:200]}."
+    for file in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        number = file.name.removeprefix(prefix).partition("-")[0]
+        try:
+            if number.isdigit():
+                os.kill(int(number), 0)
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)
+        except (OSError, OverflowError):  # another user's process
+            continue
 
 
 def write_text(path: Path, text: str) -> None:
