@@ -81,7 +81,8 @@ def _draw(
     with torch.inference_mode():
         scores = torch.cat([model.judge(part)[1] for part in torch.stack(list(others)).split(16)]).tolist()
     promised = [rate for rate in RATES if units.max() + 1 >= units_needed(rate)]
-    return {rate: np.array([calibration.at_rate(rate).decide(score) for score in scores]) for rate in promised}
+    at = {rate: calibration.at_rate(rate) for rate in promised}
+    return {rate: np.array([own.decide(score) for score in scores]) for rate, own in at.items()}
 
 
 def _by_group(alarms: np.ndarray, groups: np.ndarray) -> float:

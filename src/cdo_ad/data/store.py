@@ -77,8 +77,13 @@ class ImageStore(Dataset[Tensor]):
         self._recent: tuple[int, UInt8Array] | None = None
         boxes: list[list[Box | None]] = [[None]] * len(self.paths)
         if tile:
-            _for_each(self.paths, lambda i: image_size(self.paths[i]), workers, None)  # names what cannot be read
-            boxes = [list(tile_boxes(image_size(path), tile)) for path in self.paths]
+            sizes = [(0, 0)] * len(self.paths)
+
+            def look(i: int) -> None:
+                sizes[i] = image_size(self.paths[i])
+
+            _for_each(self.paths, look, workers, None)  # names all that cannot be read
+            boxes = [list(tile_boxes(found, tile)) for found in sizes]
         self.source = np.repeat(np.arange(len(self.paths)), [len(own) for own in boxes])
         """(N,) the place in `paths` of each item's image."""
         self._boxes = [box for own in boxes for box in own]

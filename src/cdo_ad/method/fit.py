@@ -139,7 +139,7 @@ class _Fit:
         weights = self._weights(good, units, defects)
         self.branches.keep([name for name, weight in weights.items() if weight > 0])
         folds = torch.from_numpy(make_folds(units, fold_count(len(units)), self.settings.seed))
-        maps = {name: self.densities.left_out(name, good, folds) for name in self.branches.names}
+        maps = {name: self.densities.left_out(name, good, folds, (good, folds))[0] for name in self.branches.names}
         if "disagreement" in maps and trained is not None and not trained.all():
             own = maps["disagreement"]
             maps["disagreement"] = _raised(own, self.model.enlarge(own), torch.from_numpy(trained))
@@ -171,8 +171,7 @@ class _Fit:
         other_folds = folds[changed.sources]
         all_good, all_bad = [], []
         for name in names:
-            maps = self.densities.left_out(name, good, folds)
-            bad = self.densities.left_out(name, changed.inputs, folds, good, other_folds)
+            maps, bad = self.densities.left_out(name, good, folds, (good, folds), (changed.inputs, other_folds))
             own, other = self._standardized({name: maps}, folds)[0], self._in_units(bad, maps, folds, other_folds)
             own, other = self._coarse(own), self._coarse(other)
             peaks = own.flatten(1).amax(dim=1)

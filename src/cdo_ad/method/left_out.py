@@ -45,28 +45,21 @@ class Densities:
         )
         return self.branches.raw(name, some).cpu()
 
-    def left_out(
-        self,
-        name: BranchName,
-        seen: Inputs,
-        folds: Tensor,
-        good: Inputs | None = None,
-        seen_folds: Tensor | None = None,
-    ) -> Tensor:
-        """(M, h, w) distances of images, each by a density that was fitted without their fold.
+    def left_out(self, name: BranchName, good: Inputs, folds: Tensor, *judged: tuple[Inputs, Tensor]) -> list[Tensor]:
+        """(M, h, w) distances of images, each by a density that was fitted without one fold of the good images.
 
         Args:
             name: of the branch.
-            seen: of the images that are judged.
+            good: what the densities are fitted on.
             folds: (N,) of the good images.
-            good: the good images, where they are not those that are judged.
-            seen_folds: (M,) the fold whose density judges each image, where it is not its own.
+            judged: images to judge and, (M,), the fold whose density judges each; may be given several times, as each
+                density is fitted once for all.
         """
-        good, own = seen if good is None else good, folds if seen_folds is None else seen_folds
-        found = torch.empty(len(own), *self.branches.grids[name])
+        found = [torch.empty(len(own), *self.branches.grids[name]) for _, own in judged]
         for fold in range(int(folds.max()) + 1):
-            at = torch.nonzero(own == fold).flatten()
-            if len(at):
-                self.fit(name, good, torch.nonzero(folds != fold).flatten())
-                found[at] = self.raw(name, seen, at)
+            self.fit(name, good, torch.nonzero(folds != fold).flatten())
+            for maps, (seen, own) in zip(found, judged, strict=True):
+                at = torch.nonzero(own == fold).flatten()
+                if len(at):
+                    maps[at] = self.raw(name, seen, at)
         return found
