@@ -112,7 +112,6 @@ class Evaluator:
         self._learned = len(there) - len(self.test)
         self._at_size = at_size
         self._detector = detector
-        self._calibration = detector.calibration
         self._memory = max(LEAST_MEMORY, MEMORY // len(detector.categories))
         self._pixels: dict[tuple[str, str], PixelMetrics] = {}
         self._counts = PixelCounter()
@@ -148,8 +147,8 @@ class Evaluator:
             scored=tuple(self._scored),
             failures=tuple(self._failures),
             learned=self._learned,
-            thresholds={name: own.image_threshold for name, own in self._calibration.categories.items()},
-            weights_sha256=self._calibration.weights_sha256,
+            thresholds={name: own.image_threshold for name, own in self._detector.calibration.categories.items()},
+            weights_sha256=self._detector.calibration.weights_sha256,
             at_size=self._at_size,
             pixels=pixels,
             counts=self._counts,
@@ -185,7 +184,9 @@ class Evaluator:
         )
 
     def _decisions(self, scored: Sequence[Scored]) -> Decisions:
-        return decision_metrics(_truth(scored), [s.anomalous for s in scored], self._calibration.false_alarm_rate)
+        return decision_metrics(
+            _truth(scored), [s.anomalous for s in scored], self._detector.calibration.false_alarm_rate
+        )
 
     def _merged(self, category: str, kind: str | None = None) -> PixelMetrics:
         """The pixels of a category; of one type of defect with those of the good images."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -51,23 +51,19 @@ def _filters(
     return Filters(product, version, anomalous, verdict, source, since, until)
 
 
+Wished = Annotated[Filters, Depends(_filters)]
+
+
 @router.get("/v1/history")
 def history(
     service: Served,
     caller: Operator,
-    product: Annotated[str | None, Query(max_length=100)] = None,
-    version: Number = None,
-    decision: Literal["good", "anomalous"] | None = None,
-    verdict: Literal["false alarm", "missed", "any", "none"] | None = None,
-    source: Annotated[str | None, Query(max_length=100)] = None,
-    since: Seconds = None,
-    until: Seconds = None,
+    filters: Wished,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     before: Annotated[int | None, Query(ge=0, le=2**53, description="`number` of the last one known")] = None,
     after: Annotated[int | None, Query(ge=0, le=2**53, description="Only what is newer than this `number`")] = None,
 ) -> dict[str, Any]:
     """Inspections, the newest first, and how many there are."""
-    filters = _filters(product, version, decision, verdict, source, since, until)
     counts = service.history.counts(filters) if after is None else {}
     return {"inspections": service.history.page(filters, limit, before, after), **counts}
 
@@ -76,16 +72,10 @@ def history(
 def history_csv(
     service: Served,
     caller: Operator,
-    product: Annotated[str | None, Query(max_length=100)] = None,
-    version: Number = None,
-    decision: Literal["good", "anomalous"] | None = None,
-    verdict: Literal["false alarm", "missed", "any", "none"] | None = None,
-    source: Annotated[str | None, Query(max_length=100)] = None,
-    since: Seconds = None,
-    until: Seconds = None,
+    filters: Wished,
 ) -> StreamingResponse:
     """The same as CSV, all of it."""
-    lines = service.history.csv(_filters(product, version, decision, verdict, source, since, until))
+    lines = service.history.csv(filters)
     headers = {"Content-Disposition": 'attachment; filename="inspections.csv"'}
     return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
 
