@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,16 +137,25 @@ def test_the_camera_is_used(page: Page) -> None:
     page.tab.get_by_role("button", name="Use camera").wait_for()
 
 
+def answer_late(route: Any) -> None:
+    time.sleep(0.5)
+    route.continue_()
+
+
 def test_the_keyboard_is_enough(page: Page) -> None:
     page.tab.locator("body").press("Tab")
     assert page.tab.evaluate("document.activeElement.className") == "skip"
     page.tab.get_by_label("Choose an image").focus()
     assert page.tab.evaluate("getComputedStyle(document.activeElement.nextElementSibling).outlineStyle") == "solid"
+    page.tab.route("**/corrections", answer_late)  # the view still loads when the first card is reached
     page.tab.get_by_role("link", name="Review", exact=True).focus()
     page.tab.keyboard.press("Enter")
     page.tab.get_by_role("heading", name="History of tiles").wait_for()
+    assert page.tab.evaluate("document.activeElement.id") == "main"
     card = page.tab.locator(".card").first
     card.focus()
+    page.tab.get_by_text("Learn from corrections").wait_for()
+    assert card.evaluate("node => node === document.activeElement")
     page.tab.keyboard.press("Enter")
     page.tab.get_by_role("dialog").get_by_text("p-value").wait_for()
     page.tab.keyboard.press("Escape")

@@ -98,7 +98,8 @@ async function show() {
   }
 }
 
-window.addEventListener("hashchange", async () => { await show(); $("#main").focus(); });
+// The focus moves before the view loads: afterwards it would be taken from what a person has reached meanwhile.
+window.addEventListener("hashchange", () => { $("#main").focus(); show(); });
 $("#product").addEventListener("change", () => { state.product = $("#product").value; drawLight(); show(); });
 setInterval(() => { if (state.me && !document.hidden) refreshModels().catch(() => {}); }, 5000);
 start();
