@@ -12,7 +12,8 @@ JOB is a folder that the parent fills and empties:
 
 Maps and scores are what the model itself gives: anomalib's post-processor, which normalises them, is switched off. Its
 own Lightning modules bring the models, losses and optimisers; only the loop is ours, as its engine would bring the
-post-processor, and a stop by figures of test images, back.
+post-processor, and a stop by figures of test images, back. EfficientAD is not here: its teacher and its other images
+come from a hub.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import timm
 import torch
-from anomalib.models import Padim, Patchcore, Stfpm
+from anomalib.models import MHPatchcore, Padim, Patchcore, Stfpm, Supersimplenet
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -54,7 +56,7 @@ class Peer:
         create = timm.create_model
 
         def offline(*words: Any, **options: Any) -> Any:
-            return create(*words, **{**options, "pretrained": False})  # STFPM cannot be told not to ask a hub
+            return create(*words, **{**options, "pretrained": False})  # some cannot be told not to ask a hub
 
         with mock.patch.object(timm, "create_model", offline):
             if method == "padim":
@@ -64,12 +66,17 @@ class Peer:
                 return Patchcore(
                     backbone=backbone, layers=levels[1:], pre_trained=False, coreset_sampling_ratio=ratio, **bare
                 )
+            if method == "mhpatchcore":
+                return MHPatchcore(backbone=backbone, layers=levels[1:], pre_trained=False, **bare)
+            if method == "supersimplenet":
+                return Supersimplenet(backbone=backbone, layers=levels[1:], **bare)
             return Stfpm(backbone=backbone, layers=levels, **bare)
 
     def _load(self, state: dict[str, Tensor]) -> None:
         """Give the expert its weights; stages behind the last level, which anomalib computes in vain, keep none."""
         model = self.module.model
         expert = getattr(model, "teacher_model", None) or model.feature_extractor
+        expert = getattr(expert, "feature_extractor", expert) if self.job["method"] == "supersimplenet" else expert
         missing, unknown = expert.feature_extractor.load_state_dict(state, strict=False)
         last = max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=0)
         needed = [name for name in missing if not (name.startswith("blocks.") and int(name.split(".")[1]) > last)]
@@ -88,11 +95,38 @@ class Peer:
         self.module.train()
         if self.job["method"] == "stfpm":
             self._train(images)
+        elif self.job["method"] == "supersimplenet":
+            self._train_with_schedule(images)
         else:
-            for batch in self.batches(images, range(len(images))):
-                self.module.model(batch)
-            self.module.fit()
+            # MH-PatchCore learns projection, covariance and bank one after another
+            for _ in range(2 if self.job["method"] == "mhpatchcore" else 0):
+                self._look(images)
+            self._look(images)
         self.module.eval()
+
+    def _look(self, images: Any) -> None:
+        for batch in self.batches(images, range(len(images))):
+            if self.job["method"] == "mhpatchcore":
+                self.module.training_step(SimpleNamespace(image=batch))
+            else:
+                self.module.model(batch)
+        self.module.fit()
+
+    def _train_with_schedule(self, images: Any) -> None:
+        """SuperSimpleNet: the optimizer and schedule of its module, which asks its trainer for the number of epochs."""
+        epochs = self.job["epochs"]
+        self.module.trainer = SimpleNamespace(max_epochs=epochs)
+        (optimizer,), (scheduler,) = self.module.configure_optimizers()
+        for epoch in range(epochs):
+            for batch in self.batches(images, torch.randperm(len(images)).tolist()):
+                anomaly_map, score, masks, labels = self.module.model(images=batch)
+                loss = self.module.loss(pred_map=anomaly_map, pred_score=score, target_mask=masks, target_label=labels)
+                if not torch.isfinite(loss):
+                    raise SystemExit(f"the loss is not a number in epoch {epoch + 1}")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            scheduler.step()
 
     def _train(self, images: Any) -> None:
         optimizer = self.module.configure_optimizers()
