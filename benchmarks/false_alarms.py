@@ -5,7 +5,8 @@
 Each draw takes whole groups of near copies until there are as many images as asked for, fits the branches on them, sets
 thresholds from their left-out scores, and judges all other good images, one vote for each group. Printed for each rate:
 the mean share of false alarms over the draws, its standard error, and whether the promise lies within two of them.
-The default recipe at 256 x 256; weights are equal, as learning them for each draw would take hours.
+The default recipe at 256 x 256; weights are equal, as learning them for each draw would take hours. What the expert
+sees of an image is computed once for all draws.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdo_ad import recipes
 from cdo_ad.calibration import Calibration
@@ -30,6 +31,25 @@ from cdo_ad.method.gaussian import components_for
 from cdo_ad.method.model import AnomalyModel
 
 RATES = (0.01, 0.02, 0.05, 0.1)
+
+
+class Remembering(nn.Module):
+    """An expert that sees each image once."""
+
+    def __init__(self, expert: nn.Module) -> None:
+        super().__init__()
+        self.expert, self.mean, self.std = expert, expert.mean, expert.std
+        self.seen: dict[bytes, list[Tensor]] = {}
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The expert's maps."""
+        found = []
+        for image in images:
+            key = image.numpy().tobytes()[::61]  # no two images share every 61st byte
+            if key not in self.seen:
+                self.seen[key] = [level[0] for level in self.expert(image[None])]
+            found.append(self.seen[key])
+        return [torch.stack(level) for level in zip(*found, strict=True)]
 
 
 def main() -> None:
@@ -50,12 +70,15 @@ def main() -> None:
     images = [load_image(path, config.image_size) for path in paths]
     random = np.random.default_rng(options.seed)
     shares: dict[float, list[float]] = {rate: [] for rate in RATES}
+    expert = Remembering(AnomalyModel(ModelSpec.from_config(config), config.weights).expert.eval())
     for _ in range(options.draws):
         order = random.permutation(groups.max() + 1)
         chosen = np.flatnonzero(np.cumsum(np.bincount(groups)[order]) >= options.images)[0] + 1
         own = np.isin(groups, order[:chosen])
         others = np.sort(random.permutation(np.flatnonzero(~own))[: options.judged])
-        alarms = _draw(config, [images[i] for i in np.flatnonzero(own)], groups[own], [images[i] for i in others])
+        alarms = _draw(
+            config, expert, [images[i] for i in np.flatnonzero(own)], groups[own], [images[i] for i in others]
+        )
         for rate, found in alarms.items():
             shares[rate].append(_by_group(found, groups[others]))
     for rate, each in shares.items():
@@ -68,14 +91,18 @@ def main() -> None:
 
 
 def _draw(
-    config: Config, own: Sequence[Tensor], groups: np.ndarray, others: Sequence[Tensor]
+    config: Config, expert: Remembering, own: Sequence[Tensor], groups: np.ndarray, others: Sequence[Tensor]
 ) -> dict[float, np.ndarray]:
     """For each rate that the draw can promise, whether each other good image raises a false alarm."""
     n = len(own)
-    spec = CategorySpec.from_config(config, components=components_for(n, config.context_share, n))
-    model = AnomalyModel(ModelSpec.from_config(config, [spec]), config.weights).eval()
+    components = components_for(n, config.context_share, n)
+    spec = CategorySpec.from_config(config, components=components, baseline=config.baseline_share > 0)
+    model = AnomalyModel(ModelSpec.from_config(config, [spec])).eval()
+    model.expert = expert
     units = np.unique(groups, return_inverse=True)[1]
-    left_out = fit_branches(model, 0, own, units, FitSettings("equal", seed=config.seed))
+    left_out = fit_branches(
+        model, 0, own, units, FitSettings("equal", baseline_share=config.baseline_share, seed=config.seed)
+    )
     good = GoodScores(left_out.scores.tolist(), left_out.maxima.tolist(), units.tolist())
     calibration = Calibration.fit({"": good}, max(RATES), method="cross")
     with torch.inference_mode():

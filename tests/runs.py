@@ -31,7 +31,7 @@ def category(*branches: str, name: str = "") -> CategorySpec:
     paper = branches == ("disagreement",)
     return CategorySpec(
         name=name, branches=branches, standardized=not paper, components=0 if paper else 3,
-        intensity_components=0 if paper else 1, centres=1 if paper else 30,
+        intensity_components=0 if paper else 1, centres=1 if paper else 30, baseline=not paper,
     )  # fmt: skip
 
 
@@ -59,6 +59,7 @@ def make_run(
         score_top=score_top, false_alarm_rate=0.1, normalize_brightness=True, branches=categories[0].branches,
         fusion_weights="equal", defect_head_weight=0.3 if defects else 0.0,
         calibration="cross" if categories[0].standardized else "held-out",
+        baseline_share=0.5 if categories[0].baseline else 0.0,
     )  # fmt: skip
     data, torch_state = folder / "data", torch.get_rng_state()
     torch.manual_seed(0)
@@ -80,7 +81,8 @@ def make_run(
     for number, (spec, store) in enumerate(zip(categories, stores, strict=True)):
         if spec.standardized:
             found = fit_branches(
-                model, number, store, np.arange(images), FitSettings("equal", config.defect_head_weight),
+                model, number, store, np.arange(images), 
+                FitSettings("equal", config.defect_head_weight, baseline_share=config.baseline_share),
                 defects=_defects(data, size, defects) if defects else None,
             )  # fmt: skip
             scores[spec.name] = GoodScores(found.scores.tolist(), found.maxima.tolist())

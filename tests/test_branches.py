@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -135,7 +137,7 @@ def test_branches_that_are_dropped_leave_nothing_behind() -> None:
     before = branches.maps(inputs)
     branches.keep(["level 2", "disagreement"])
     assert branches.names == ("disagreement", "level 2") and set(branches.densities) == {"level_2"}
-    left = {name.partition(".")[0].removeprefix("mean_").removeprefix("deviation_") for name in branches.state_dict()}
+    left = {re.sub("^(mean|deviation|baseline)_", "", name.partition(".")[0]) for name in branches.state_dict()}
     assert left == {"weight", "offset", "disagreement", "level_2", "densities"}
     after = branches.maps(inputs)
     assert list(after) == ["disagreement", "level 2"]

@@ -16,8 +16,9 @@ from cdo_ad.method.anomalies import KINDS
 from cdo_ad.method.discrepancy import image_score
 from cdo_ad.method.fit import FitSettings, LeftOut, fit_branches
 from cdo_ad.method.folds import fold_count, make_folds
-from cdo_ad.method.fusion import position_statistics
+from cdo_ad.method.fusion import fit_baseline, position_statistics
 from cdo_ad.method.model import AnomalyModel
+from cdo_ad.region import pack_region
 
 SIZE = (48, 64)
 JUDGED = 28
@@ -30,10 +31,13 @@ def few_anomalies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cdo_ad.method.seen.JUDGED", JUDGED)
 
 
-def make_model(branches: tuple[BranchName, ...], standardized: bool = True) -> AnomalyModel:
+def make_model(
+    branches: tuple[BranchName, ...], standardized: bool = True, baseline: bool = False, region: str = ""
+) -> AnomalyModel:
     category = CategorySpec(
-        branches=branches, standardized=standardized, components=2, intensity_components=1, centres=40
-    )
+        branches=branches, standardized=standardized, components=2, intensity_components=1, centres=40,
+        baseline=baseline, region=region,
+    )  # fmt: skip
     spec = ModelSpec(
         backbone="resnet18", image_size=SIZE, normalize_brightness=False, blur_sigma=4.0, score_top=0.0,
         categories=(category,),
@@ -83,7 +87,9 @@ def test_many_images_are_left_out_in_fewer_folds(images: int, folds: int) -> Non
 # ---- left-out scores
 
 
-def by_hand(images: Tensor, units: npt.NDArray[np.int64], name: BranchName) -> npt.NDArray[np.float64]:
+def by_hand(
+    images: Tensor, units: npt.NDArray[np.int64], name: BranchName, baseline: bool = False
+) -> npt.NDArray[np.float64]:
     """Scores of one branch alone, by a plain loop: fit without the fold, judge it, put it in units of the others."""
     model = make_model((name,))
     branches, folds = model.branches(), make_folds(units, fold_count(len(units)), seed=1)
@@ -104,7 +110,12 @@ def by_hand(images: Tensor, units: npt.NDArray[np.int64], name: BranchName) -> n
         standard = torch.zeros_like(raw)
         for fold in range(folds.max() + 1):
             mean, deviation = position_statistics(raw[folds != fold])
-            standard[folds == fold] = (raw[folds == fold] - mean) / deviation
+            found = (raw[folds == fold] - mean) / deviation
+            if baseline:
+                slope, low, high = fit_baseline(((raw[folds != fold] - mean) / deviation).flatten(1))
+                usual = found.flatten(1).sort(dim=1).values[:, int(0.25 * (found[0].numel() - 1))]
+                found = found - 0.5 * slope * usual.clamp(low, high)[:, None, None]
+            standard[folds == fold] = found
         peaks = model.enlarge(standard)[:, 2::4, 2::4].flatten(1).amax(dim=1)
         branches.offset.copy_(peaks.mean() / peaks.std())
         scores: npt.NDArray[np.float64] = image_score(model.finish(branches, [standard / peaks.std()])).double().numpy()
@@ -117,6 +128,35 @@ def test_left_out_scores_are_those_of_a_plain_refit_without_the_fold(name: Branc
     found = fit(make_model((name,)), images, units)
     np.testing.assert_allclose(found.scores, by_hand(images, units, name), rtol=1e-4)
     np.testing.assert_array_equal(found.scores, found.maxima)  # the score is the map's maximum here
+
+
+def test_what_lies_in_the_image_as_a_whole_is_taken_off_by_what_other_folds_show() -> None:
+    images, units = photographs(12), np.arange(12)
+    found = fit(make_model(("level 3",), baseline=True), images, units, baseline_share=0.5)
+    np.testing.assert_allclose(found.scores, by_hand(images, units, "level 3", baseline=True), rtol=1e-4)
+    assert np.abs(found.scores / by_hand(images, units, "level 3") - 1).max() > 0.01
+
+
+def test_new_good_images_score_like_the_left_out_ones_also_less_their_baseline() -> None:
+    model = make_model(("level 3", "intensity"), baseline=True)
+    left_out = fit(model, photographs(60), baseline_share=0.5).scores
+    assert all(float(model.branches().get_buffer(f"baseline_{name}")[0]) > 0 for name in ("level_3", "intensity"))
+    with torch.no_grad():
+        new = model.judge(photographs(60, seed=7))[1].numpy()
+    assert np.median(new) == pytest.approx(np.median(left_out), rel=0.15)
+
+
+def test_a_baseline_is_that_of_the_region_of_interest() -> None:
+    inside = np.zeros(SIZE, bool)
+    inside[:, :32] = True
+    branches = make_model(("intensity",), baseline=True, region=pack_region(inside)).branches()
+    maps = torch.rand(4, *branches.grids["intensity"])
+    outside = maps.clone()
+    outside[:, :, 8:] += 5
+    fitted = torch.tensor(1.0), torch.tensor(0.0), torch.tensor(9.0)
+    found, other = (branches.less_baseline(each, *fitted) for each in (maps, outside))
+    torch.testing.assert_close(other[:, :, :8], found[:, :, :8])
+    assert not torch.allclose(found, maps)
 
 
 def test_a_copy_in_another_fold_would_make_scores_too_small() -> None:

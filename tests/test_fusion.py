@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from cdo_ad.method.fusion import learned_weights, mean_auroc, position_statistics
+from cdo_ad.method.fusion import (
+    fit_baseline,
+    image_baselines,
+    learned_weights,
+    mean_auroc,
+    position_statistics,
+)
 
 GOOD, BAD, GRID = 60, 40, (6, 8)
 KINDS = np.arange(BAD) % 4
@@ -81,3 +89,27 @@ def test_statistics_are_smoothed_means_and_deviations_of_each_position() -> None
 def test_maps_that_never_change_have_a_deviation_above_zero() -> None:
     _, deviation = position_statistics(torch.ones(5, *GRID))
     assert bool((deviation > 0).all())
+
+
+def test_the_baseline_is_the_lower_quartile() -> None:
+    maps = torch.rand(3, 41, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(image_baselines(maps), maps.sort(dim=1).values[:, 10])
+    assert image_baselines(torch.tensor([[3.0, 1.0, 2.0]])).item() == 1
+
+
+@given(st.floats(0, 3))
+def test_the_slope_is_that_at_which_largest_values_follow_baselines(slope: float) -> None:
+    baselines = torch.linspace(-1, 1, 21)
+    maps = baselines[:, None].repeat(1, 16)
+    maps[:, 7] = 10 + slope * baselines
+    found, lowest, highest = fit_baseline(maps)
+    assert float(found) == pytest.approx(slope, abs=1e-4)
+    assert float(lowest) == pytest.approx(-0.9, abs=1e-4) and float(highest) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_no_slope_is_below_zero_and_equal_maps_have_none() -> None:
+    baselines = torch.linspace(-1, 1, 21)
+    maps = baselines[:, None].repeat(1, 16)
+    maps[:, 7] = 10 - baselines
+    assert float(fit_baseline(maps)[0]) == 0
+    assert float(fit_baseline(torch.ones(5, 16))[0]) == 0

@@ -17,7 +17,7 @@ from torch import Tensor
 from cdo_ad import load
 from cdo_ad.bundle import read_bundle
 from cdo_ad.config import Config, ModelSpec
-from cdo_ad.conformal import conformal_threshold
+from cdo_ad.conformal import Unit, conformal_threshold
 from cdo_ad.data import read_image
 from cdo_ad.errors import (
     BundleError,
@@ -30,8 +30,11 @@ from cdo_ad.errors import (
     TrainingError,
 )
 from cdo_ad.method.model import AnomalyModel
+from cdo_ad.provenance import DataRecord, ImageRecord
 from cdo_ad.training import train as training
 from cdo_ad.training.loop import ApprenticeTraining, lr_factor, split_batches
+from cdo_ad.training.material import Material
+from cdo_ad.training.postfit import specify
 from cdo_ad.training.train import train
 from conftest import DENSE, TINY
 from fakes import make_folder, make_mvtec, make_mvtec3d, make_visa, write
@@ -249,6 +252,26 @@ def test_copies_of_few_parts_are_counted_one_by_one_and_that_is_said(tmp_path: P
     assert (own.unit, own.units, bundle.calibration.images) == ("image", 12, 12) and own.guaranteed
     assert len({record.group for record in bundle.data.images}) == 6
     assert "further images of these parts, not for new parts" in bundle.calibration.summary()[0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "unit", "share", "expected"),
+    [
+        ([0, 0, 1, 1, 2, 2], "group", 0.5, True),
+        ([0, 0, 1, 1, 2, 2], "group", 0.0, False),
+        ([0, 0, 1, 1, 2, 2], "image", 0.5, False),  # for further images of known parts
+        ([0, 1, 2, 3, 4, 4], "group", 0.5, False),  # nothing shows that a raised map belongs to a part
+    ],
+)
+def test_what_lies_in_the_image_is_taken_off_where_parts_are_seen_again_and_thresholds_are_for_new_ones(
+    groups: list[int], unit: Unit, share: float, expected: bool
+) -> None:
+    images = tuple(
+        ImageRecord(name=f"{i}.png", digest="0" * 64, category="", group=group) for i, group in enumerate(groups)
+    )
+    record = DataRecord(root="/", category="", fingerprint="f" * 64, images=images, split="", units={"": unit})
+    spec = specify(DENSE.replace(baseline_share=share), Material(record, ("",)))
+    assert spec.categories[0].baseline is expected
 
 
 def test_a_truncated_training_image_is_named(tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ class Config(Document):
     that knows these defects and synthetic anomalies (see `cdo_ad.method.defect_head`); 0 for no such branch."""
     head_examples: int = Field(default=0, ge=0)
     """Synthetic anomalies of each kind that this branch learns from; with 0 it learns from labelled defects alone."""
+    baseline_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of what an image's map owes to the image as a whole that is taken off (`cdo_ad.method.fusion`), where
+    good images show each part twice or more on average and thresholds are for new parts; 0 for nothing."""
     blur_sigma: float = Field(default=4.0, ge=0)
     """Standard deviation of the Gaussian blur of the anomaly map, pixels of the input."""
     score_top: float = Field(default=0.0, ge=0, lt=1)
@@ -206,12 +209,20 @@ class CategorySpec(Document):
     centres: int = Field(default=1, ge=1)
     """Vectors of the bank."""
     defect_head: bool = False
+    baseline: bool = False
+    """What lies in the image as a whole is taken off its map."""
     region: str = Field(default="", max_length=MOST_TEXT)
     """The region of interest at the input size, see `cdo_ad.region`; empty for the whole image."""
 
     @classmethod
     def from_config(
-        cls, config: Config, name: str = "", components: int = 0, intensity_components: int = 0, region: str = ""
+        cls,
+        config: Config,
+        name: str = "",
+        components: int = 0,
+        intensity_components: int = 0,
+        baseline: bool = False,
+        region: str = "",
     ) -> Self:
         """What settings ask for; a bank has `cdo_ad.config.CENTRES` vectors."""
         return cls(
@@ -221,6 +232,7 @@ class CategorySpec(Document):
             components=components,
             intensity_components=intensity_components,
             centres=CENTRES,
+            baseline=baseline,
             region=region,
         )
 
@@ -282,6 +294,7 @@ AFTER_TRAINING = frozenset(
         "fusion_weights",
         "defect_head_weight",
         "head_examples",
+        "baseline_share",
         "blur_sigma",
         "score_top",
         "false_alarm_rate",

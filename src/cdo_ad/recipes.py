@@ -31,6 +31,7 @@ def lite0() -> Config:
         branches=("level 3", "level 2", "bank", "intensity"),
         defect_head_weight=0.2,
         head_examples=40,
+        baseline_share=0.5,
         calibration="cross",
     )
 

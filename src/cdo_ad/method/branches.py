@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from cdo_ad.config import BranchName, CategorySpec
 from cdo_ad.method.bank import Bank
 from cdo_ad.method.defect_head import DefectHead
+from cdo_ad.method.fusion import image_baselines
 from cdo_ad.method.gaussian import ConditionalGaussian
 from cdo_ad.method.preprocess import mean_matrix, to_grid
 from cdo_ad.region import unpack_region
@@ -94,6 +95,7 @@ class Branches(nn.Module):
         super().__init__()
         self.names = names = spec.branches
         self.plain = not spec.standardized
+        self.baseline = spec.baseline and not self.plain
         self.grids = {name: _grid(name, shapes, image_size) for name in names}
         context = shapes[-1][0] * CONTEXT_CELLS**2
         self.densities = nn.ModuleDict()
@@ -113,11 +115,15 @@ class Branches(nn.Module):
         self.register_buffer(
             "region", torch.from_numpy(unpack_region(spec.region)).float() if spec.region else None, persistent=False
         )
+        # numbers of the cells in it, by grid: ready, so that a traced model holds them as constants
+        self.cells = {grid: self.inspected(grid).flatten().nonzero()[:, 0] for grid in self.grids.values()}
         if self.plain:
             return
         for name in names:  # what good images get that the branch has not seen
             self.register_buffer(f"mean_{_key(name)}", torch.zeros(self.grids[name]))
             self.register_buffer(f"deviation_{_key(name)}", torch.ones(self.grids[name]))
+            if self.baseline:  # slope, lowest and highest, see `cdo_ad.method.fusion.fit_baseline`
+                self.register_buffer(f"baseline_{_key(name)}", torch.zeros(3))
         # of each branch the weight over the scatter of its image score, and the weighted mean scores of all, together
         self.register_buffer("weight", torch.full((len(names),), 1 / len(names)))
         self.register_buffer("offset", torch.zeros(()))
@@ -150,6 +156,8 @@ class Branches(nn.Module):
             if name not in names:
                 delattr(self, f"mean_{_key(name)}")
                 delattr(self, f"deviation_{_key(name)}")
+                if self.baseline:
+                    delattr(self, f"baseline_{_key(name)}")
                 if name != "disagreement":
                     del self.densities[_key(name)]
         self.weight = self.weight[chosen]
@@ -168,13 +176,35 @@ class Branches(nn.Module):
         return flat.reshape(-1, *self.grids[name])
 
     def standardized(self, name: BranchName, raw: Tensor) -> Tensor:
-        """(B, h, w) raw distances in standard deviations from what good images get at each position."""
-        return (raw - self.get_buffer(f"mean_{_key(name)}")) / self.get_buffer(f"deviation_{_key(name)}")
+        """(B, h, w) raw distances in standard deviations from what good images get at each position.
+
+        Less what lies in the image as a whole, where that was fitted.
+        """
+        found = (raw - self.get_buffer(f"mean_{_key(name)}")) / self.get_buffer(f"deviation_{_key(name)}")
+        if not self.baseline:
+            return found
+        slope, lowest, highest = self.get_buffer(f"baseline_{_key(name)}")
+        return self.less_baseline(found, slope, lowest, highest)
+
+    def less_baseline(self, maps: Tensor, slope: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+        """(B, h, w) standardised maps less `slope` times each image's baseline between `lowest` and `highest`."""
+        return maps - slope * image_baselines(self.flat(maps)).clamp(lowest, highest)[:, None, None]
+
+    def flat(self, maps: Tensor) -> Tensor:
+        """(B, h, w) on a branch's grid to (B, P), the cells in the region of interest."""
+        flat = maps.flatten(1)
+        if self.region is None:
+            return flat
+        return flat[:, self.cells[int(maps.shape[1]), int(maps.shape[2])].to(maps.device)]
 
     def set_statistics(self, name: BranchName, mean: Tensor, deviation: Tensor) -> None:
         """Set what good images get at each position; (h, w) each."""
         self.get_buffer(f"mean_{_key(name)}").copy_(mean)
         self.get_buffer(f"deviation_{_key(name)}").copy_(deviation)
+
+    def set_baseline(self, name: BranchName, *fitted: Tensor) -> None:
+        """Set what is taken off for the image as a whole: slope, lowest and highest, scalars."""
+        self.get_buffer(f"baseline_{_key(name)}").copy_(torch.stack(fitted))
 
     def maps(self, inputs: Inputs) -> dict[str, Tensor]:
         """The weighted maps, whose sum, enlarged, blurred and less `offset`, is the fused map: (B, h, w) by name."""

@@ -26,7 +26,7 @@ from cdo_ad.method.branches import Branches, Inputs
 from cdo_ad.method.defect_head import fit_defect_head
 from cdo_ad.method.discrepancy import image_score
 from cdo_ad.method.folds import fold_count, make_folds
-from cdo_ad.method.fusion import learned_weights, position_statistics
+from cdo_ad.method.fusion import fit_baseline, learned_weights, position_statistics
 from cdo_ad.method.left_out import Densities
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.seen import BATCH, ImageSource, Progress, Seen, joined
@@ -58,6 +58,7 @@ class FitSettings:
     fusion_weights: Literal["learned", "equal"] | tuple[float, ...] = "learned"
     defect_head_weight: float = 0.0
     head_examples: int = 0
+    baseline_share: float = 0.0
     seed: int = 0
 
 
@@ -151,7 +152,10 @@ class _Fit:
         scores = self._fused(standard, heads)
         for name in self.branches.names:
             self.densities.fit(name, good)
-            self.branches.set_statistics(name, *position_statistics(maps[name]))
+            mean, deviation = position_statistics(maps[name])
+            self.branches.set_statistics(name, mean, deviation)
+            if self.branches.baseline:
+                self.branches.set_baseline(name, *self._baseline((maps[name] - mean) / deviation))
         return scores
 
     def _has_head(self, labelled: bool) -> bool:
@@ -198,9 +202,18 @@ class _Fit:
         found = torch.empty_like(maps)
         for fold in range(int(folds.max()) + 1):
             others = good[folds != fold]
-            mean, deviation = position_statistics(others if len(others) > 1 else good)
-            found[own == fold] = (maps[own == fold] - mean) / deviation
+            others = others if len(others) > 1 else good
+            mean, deviation = position_statistics(others)
+            judged = (maps[own == fold] - mean) / deviation
+            if self.branches.baseline:
+                judged = self.branches.less_baseline(judged, *self._baseline((others - mean) / deviation))
+            found[own == fold] = judged
         return found
+
+    def _baseline(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is taken off for the image as a whole: slope, lowest and highest baseline."""
+        slope, lowest, highest = fit_baseline(self.branches.flat(maps))
+        return self.settings.baseline_share * slope, lowest, highest
 
     def _set_units(self, good: list[Tensor], weights: Tensor) -> None:
         """Put each branch in units of how its image score scatters over good images."""

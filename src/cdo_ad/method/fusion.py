@@ -3,6 +3,11 @@
 Each branch's map is standardised at each position by what good images get there that the branch has not seen, enlarged,
 blurred, and put in units of how its image score scatters over such images. The weighted sum of these is the fused map.
 
+What a new part looks like as a whole raises its entire map, defect or not. A share of that is taken off: the lower
+quartile of an image's map, which a local defect hardly moves, times the slope at which the largest values of good
+images' maps follow it. An image that is more familiar than almost all good ones, such as another photograph of a known
+part, is not raised, and a defect that fills the image is not taken off.
+
 Weights are learned from good images alone: which mixture tells good images from the same images with synthetic
 anomalies best, all judged by branches that have seen neither the image nor a copy of it. A branch that only remembers
 parts, or that is noise for a category, gets no weight there.
@@ -18,12 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["learned_weights", "mean_auroc", "position_statistics"]
+__all__ = ["QUARTILE", "fit_baseline", "image_baselines", "learned_weights", "mean_auroc", "position_statistics"]
 
 SMOOTH = 3
 """Positions a side over which statistics are averaged."""
 OWN = 0.7
 """Of a position's variance, the part that is its own; the rest is that of all positions."""
+QUARTILE = 0.25
+USUAL = (0.05, 0.9)
+"""Quantiles of good images' baselines: outside them a baseline counts as if it were there."""
 STEPS = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the map that a branch may be given at once."""
 EARNS = 0.9
@@ -45,6 +53,28 @@ def position_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
     mean, deviation = _smooth(maps.mean(dim=0)), _smooth(maps.std(dim=0))
     variance = OWN * deviation.square() + (1 - OWN) * deviation.square().mean()
     return mean, variance.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+
+
+def image_baselines(maps: Tensor) -> Tensor:
+    """(B, P) maps to (B,) the lower quartile of each."""
+    # topk, not quantile: exporters know it
+    return maps.topk(1 + int(QUARTILE * (maps.shape[1] - 1)), dim=1, largest=False).values[:, -1]
+
+
+def fit_baseline(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How the largest value of good images' maps follows their baseline.
+
+    Args:
+        maps: (N, P) of good images, standardised by branches that have not seen them, N >= 2.
+
+    Returns:
+        The slope >= 0 of the regression, and the lowest and the highest baseline that counts; scalars.
+    """
+    baselines, largest = image_baselines(maps), maps.amax(dim=1)
+    away = baselines - baselines.mean()
+    variance = away.square().mean().clamp(min=1e-6)
+    slope = ((away * largest).mean() / variance).clamp(min=0)
+    return slope, baselines.quantile(USUAL[0]), baselines.quantile(USUAL[1])
 
 
 def _smooth(values: Tensor) -> Tensor:

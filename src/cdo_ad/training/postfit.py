@@ -74,11 +74,22 @@ def specify(config: Config, material: Material, store: ImageStore | None = None)
                 name,
                 components=min(components_for(n, config.context_share, n), MOST_COMPONENTS),
                 intensity_components=min(INTENSITY_COMPONENTS, n // 10) if config.context_share else 0,
+                baseline=config.baseline_share > 0 and _shows_parts_again(material, name),
                 region=region,
             )
             for name, n, region in zip(material.categories, sizes, material.regions or [""] * len(sizes), strict=True)
         ],
     )
+
+
+def _shows_parts_again(material: Material, category: str) -> bool:
+    """Whether thresholds are for new parts, and each part is seen twice or more on average.
+
+    Only then do good images show that a raised map belongs to a part. Where thresholds are for further images of known
+    parts, an image that is unfamiliar as a whole is suspicious.
+    """
+    parts = [record.group for record in material.record.images if record.category == category]
+    return material.record.units[category] == "group" and 2 * len(set(parts)) <= len(parts)
 
 
 def fit_and_calibrate(
@@ -161,7 +172,9 @@ def _fit(
     config: Config,
 ) -> LeftOut:
     which = f" of {model.spec.names[number]}" if len(model.spec.names) > 1 else ""
-    settings = FitSettings(config.fusion_weights, config.defect_head_weight, config.head_examples, config.seed)
+    settings = FitSettings(
+        config.fusion_weights, config.defect_head_weight, config.head_examples, config.baseline_share, config.seed
+    )
     with progress_bar() as bar:
         task = bar.add_task(f"fitting the branches{which}", total=len(images), note="")
         return fit_branches(
