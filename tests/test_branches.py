@@ -36,7 +36,7 @@ def fitted(names: tuple[BranchName, ...] = ALL, count: int = 40) -> Branches:
         elif name == "bank":
             branches.density(name).fit(inputs.vectors[name])
         elif name == "intensity":
-            branches.density(name).fit(inputs.vectors[name], inputs.cells)
+            branches.density(name).fit(inputs.vectors[name], inputs.context_of(name))
     return branches
 
 

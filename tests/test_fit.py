@@ -89,7 +89,7 @@ def by_hand(images: Tensor, units: npt.NDArray[np.int64], name: BranchName) -> n
     branches, folds = model.branches(), make_folds(units, fold_count(len(units)), seed=1)
     with torch.no_grad():
         seen = model.inputs(model.features(images))
-        context = seen.cells if name == "intensity" else seen.context
+        context = seen.context_of(name)
         raw = torch.zeros(len(images), *branches.grids[name])
         for fold in range(folds.max() + 1):
             others, own = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)

@@ -28,7 +28,7 @@ __all__ = [
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["exponential", "step", "one-cycle", "constant"]
 BackgroundRule = Literal["none", "extremes", "border"]
-BranchName = Literal["disagreement", "level 2", "level 3", "bank", "intensity"]
+BranchName = Literal["disagreement", "level 2", "level 3", "bank", "intensity", "depth"]
 AnomalyKind = Literal["noise", "perlin", "cut", "intensity", "line", "spot", "smear"]
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
 
@@ -110,8 +110,8 @@ class Config(Document):
     """Lightning Fabric's precision of the training, e.g. `32-true`, `bf16-mixed`."""
 
     branches: Branches = ("disagreement",)
-    """What the anomaly map is made of: `disagreement` (the paper), `level 2`, `level 3`, `bank`, `intensity`; see
-    `cdo_ad.method.branches`. Without `disagreement` there is no apprentice to train."""
+    """What the anomaly map is made of: `disagreement` (the paper), `level 2`, `level 3`, `bank`, `intensity`, `depth`
+    (needs a point cloud of each image); see `cdo_ad.method.branches`. Without `disagreement` no apprentice is trained."""
     context_share: float = Field(default=1 / 3, ge=0, lt=1)
     """Components of the whole image's appearance that the Gaussians are conditional on, as a share of the number of
     good images; 0 for none."""
@@ -161,12 +161,19 @@ class Config(Document):
             raise ValueError(f"branches must differ, got {', '.join(self.branches)}")
         if self.calibration == "cross" and self.branches == ("disagreement",):
             raise ValueError("the disagreement alone has scores of good images that it learned from: set held-out")
+        if self.tile and self.depth:
+            raise ValueError("tiles show images alone: set tile=0, or leave depth out of the branches")
         return self
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the networks' input in pixels."""
         return self.image_height, self.image_width
+
+    @property
+    def depth(self) -> bool:
+        """True where each image comes with a point cloud."""
+        return "depth" in self.branches
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some settings changed; raises ConfigError."""
@@ -202,7 +209,7 @@ class CategorySpec(Document):
     components: int = Field(default=0, ge=0)
     """Of the context that the Gaussians of features are conditional on."""
     intensity_components: int = Field(default=0, ge=0)
-    """The same for the Gaussians of intensities."""
+    """The same for the Gaussians of intensities and of depth."""
     centres: int = Field(default=1, ge=1)
     """Vectors of the bank."""
     defect_head: bool = False
@@ -268,6 +275,11 @@ class ModelSpec(Document):
     def branches(self) -> tuple[BranchName, ...]:
         """All branches that any category has."""
         return tuple(dict.fromkeys(name for category in self.categories for name in category.branches))
+
+    @property
+    def depth(self) -> bool:
+        """True where images are judged with their point clouds."""
+        return "depth" in self.branches
 
 
 def least_images(config: Config) -> int:

@@ -4,6 +4,7 @@
 - `level 2`, `level 3`: where the expert's features at these levels are improbable at their position, given the image.
 - `bank`: where the features of both levels are unlike those of any good image, at whatever position.
 - `intensity`: where the image's own colours on a coarse grid are improbable at their position.
+- `depth`: where heights and normals of the surface beside the image are improbable at their position.
 - a defect head, where defects are labelled: what looks like them.
 """
 
@@ -22,6 +23,7 @@ from cdo_ad.method.bank import Bank
 from cdo_ad.method.defect_head import DefectHead
 from cdo_ad.method.gaussian import ConditionalGaussian
 from cdo_ad.method.preprocess import mean_matrix, to_grid
+from cdo_ad.method.surface import FEATURES, RELIEF_CELLS, relief, surface_cells
 from cdo_ad.region import unpack_region
 
 __all__ = ["DEFECT_HEAD", "Branches", "Inputs", "Shape", "describe"]
@@ -33,7 +35,6 @@ CONTEXT_CELLS = 4
 """The last level, averaged to this many cells a side, describes the whole image."""
 INTENSITY_CELLS = 16
 """Cells of the grid of intensities along the image's longer side."""
-INTENSITY_SHRINKAGE = 0.05
 CHANNELS = 128
 """Most channels of a level that a Gaussian uses, a fixed random choice: memory grows with their square."""
 
@@ -47,11 +48,35 @@ class Inputs(NamedTuple):
     """(P, B, C) by branch."""
     context: Tensor
     """(B, Q) of the whole image."""
-    cells: Tensor
-    """(B, q) intensities of all cells, the context of `intensity`; (B, 0) without that branch."""
+    cells: dict[BranchName, Tensor]
+    """(B, q) by branch: values of all its coarse cells, the context of `intensity` and of `depth`."""
+
+    def context_of(self, name: BranchName) -> Tensor:
+        """(B, Q) what a branch's Gaussian is conditional on: its own cells, or else the whole image."""
+        return self.cells.get(name, self.context)
+
+    def some(self, at: Tensor, device: torch.device | None = None) -> Inputs:
+        """Those of some of the images, on another device if one is given."""
+        return Inputs(
+            [level[at].to(device) for level in self.levels],
+            {name: each[:, at].to(device) for name, each in self.vectors.items()},
+            self.context[at].to(device),
+            {name: each[at].to(device) for name, each in self.cells.items()},
+        )
+
+    def only(self, *names: BranchName) -> Inputs:
+        """Without the vectors and cells of other branches."""
+        own = [{name: each for name, each in of.items() if name in names} for of in (self.vectors, self.cells)]
+        return self._replace(vectors=own[0], cells=own[1])
 
 
-def describe(names: Sequence[BranchName], images: Tensor, expert: Sequence[Tensor], levels: Sequence[Tensor]) -> Inputs:
+def describe(
+    names: Sequence[BranchName],
+    images: Tensor,
+    expert: Sequence[Tensor],
+    levels: Sequence[Tensor],
+    surfaces: Tensor | None = None,
+) -> Inputs:
     """What branches look at.
 
     Args:
@@ -59,6 +84,7 @@ def describe(names: Sequence[BranchName], images: Tensor, expert: Sequence[Tenso
         images: (B, 3, H, W) float RGB in 0..255, at the input size.
         expert: the expert's (B, C_k, H_k, W_k) maps of them.
         levels: the discrepancies (B, H_1, W_1) of the levels.
+        surfaces: (B, 2, H, W), see `cdo_ad.method.surface`; None where no branch looks at depth.
     """
     vectors: dict[BranchName, Tensor] = {}
     middle, last = _pooled(expert[1]), _pooled(expert[2])
@@ -69,10 +95,13 @@ def describe(names: Sequence[BranchName], images: Tensor, expert: Sequence[Tenso
     if "bank" in names:
         size = (int(last.shape[-2]), int(last.shape[-1]))
         vectors["bank"] = _positions(torch.cat([F.adaptive_avg_pool2d(middle, size), last], dim=1))
-    cells = images.new_zeros(images.shape[0], 0)  # not len(): a tracer would take it for a constant
+    cells: dict[BranchName, Tensor] = {}
     if "intensity" in names:
         grid = intensities(images, intensity_grid((int(images.shape[-2]), int(images.shape[-1]))))
-        vectors["intensity"], cells = _positions(grid), grid.flatten(1)
+        vectors["intensity"], cells["intensity"] = _positions(grid), grid.flatten(1)
+    if "depth" in names and surfaces is not None:
+        vectors["depth"] = _positions(surface_cells(surfaces, (int(middle.shape[-2]), int(middle.shape[-1]))))
+        cells["depth"] = relief(surfaces)
     return Inputs(list(levels), vectors, whole_image(expert), cells)
 
 
@@ -102,9 +131,10 @@ class Branches(nn.Module):
             channels = _channels(name, shapes)
             if name == "bank":
                 self.densities[_key(name)] = Bank(channels, spec.centres)
-            elif name == "intensity":
+            elif name in ("intensity", "depth"):
+                own = RELIEF_CELLS**2 if name == "depth" else channels * height * width
                 self.densities[_key(name)] = ConditionalGaussian(
-                    height * width, channels, channels * height * width, spec.intensity_components
+                    height * width, channels, own, spec.intensity_components
                 )
             elif name != "disagreement":
                 self.densities[_key(name)] = ConditionalGaussian(height * width, channels, context, spec.components)
@@ -164,7 +194,7 @@ class Branches(nn.Module):
         if isinstance(density, Bank):
             flat: Tensor = density(vectors)
         else:
-            flat = density(vectors, inputs.cells if name == "intensity" else inputs.context)
+            flat = density(vectors, inputs.context_of(name))
         return flat.reshape(-1, *self.grids[name])
 
     def standardized(self, name: BranchName, raw: Tensor) -> Tensor:
@@ -264,7 +294,7 @@ def _choice(channels: int) -> Tensor:
 def _grid(name: BranchName, shapes: Sequence[Shape], image_size: tuple[int, int]) -> tuple[int, int]:
     if name == "intensity":
         return intensity_grid(image_size)
-    _, height, width = shapes[{"disagreement": 0, "level 2": 1, "level 3": 2, "bank": 2}[name]]
+    _, height, width = shapes[{"disagreement": 0, "level 2": 1, "depth": 1, "level 3": 2, "bank": 2}[name]]
     return height, width
 
 
@@ -273,6 +303,8 @@ def _channels(name: BranchName, shapes: Sequence[Shape]) -> int:
         return shapes[1][0] + shapes[2][0]
     if name == "intensity":
         return 3
+    if name == "depth":
+        return FEATURES
     return min(shapes[1 if name == "level 2" else 2][0], CHANNELS)
 
 

@@ -240,9 +240,8 @@ class _Fit:
     # ---- the defect head
 
     def _head_vectors(self, seen: Inputs, at: Tensor) -> Tensor:
-        device = self.model.mean.device
-        vectors = {name: each[:, at].to(device) for name, each in seen.vectors.items()}
-        return self.branches.head_vectors(Inputs([], vectors, seen.context[at].to(device), seen.cells[at].to(device)))
+        wanted = seen.only(*self.branches.head_inputs)._replace(levels=[])
+        return self.branches.head_vectors(wanted.some(at, self.model.mean.device))
 
     def _fit_levels(self, good: Inputs, chosen: Tensor) -> None:
         for name in self.branches.names:

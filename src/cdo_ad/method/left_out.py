@@ -7,9 +7,14 @@ from torch import Tensor
 
 from cdo_ad.config import BranchName
 from cdo_ad.method.bank import Bank
-from cdo_ad.method.branches import INTENSITY_SHRINKAGE, Branches, Inputs
+from cdo_ad.method.branches import Branches, Inputs
+from cdo_ad.method.gaussian import SHRINKAGE
 
 __all__ = ["Densities"]
+
+INTENSITY_SHRINKAGE = 0.05
+DEPTH_FLOOR = 4e-3
+"""Least variance that shrinkage of a channel of `depth` counts with, in squares of its unit: pixels, normals, shares."""
 
 
 class Densities:
@@ -29,21 +34,14 @@ class Densities:
         if isinstance(density, Bank):
             density.fit(vectors[self.branches.inspected(self.branches.grids[name]).flatten().to(vectors.device)])
         elif name == "intensity":
-            density.fit(vectors, good.cells[at].to(device), INTENSITY_SHRINKAGE)
+            density.fit(vectors, good.context_of(name)[at].to(device), INTENSITY_SHRINKAGE)
         else:
-            density.fit(vectors, good.context[at].to(device))
+            floor = DEPTH_FLOOR if name == "depth" else None
+            density.fit(vectors, good.context_of(name)[at].to(device), SHRINKAGE, floor)
 
     def raw(self, name: BranchName, seen: Inputs, chosen: Tensor) -> Tensor:
         """(M, h, w) distances of a branch for some images."""
-        device = self.device
-        vectors = {name: seen.vectors[name][:, chosen].to(device)} if name in seen.vectors else {}
-        some = Inputs(
-            [m[chosen].to(device) for m in seen.levels],
-            vectors,
-            seen.context[chosen].to(device),
-            seen.cells[chosen].to(device),
-        )
-        return self.branches.raw(name, some).cpu()
+        return self.branches.raw(name, seen.only(name).some(chosen, self.device)).cpu()
 
     def left_out(self, name: BranchName, good: Inputs, folds: Tensor, *judged: tuple[Inputs, Tensor]) -> list[Tensor]:
         """(M, h, w) distances of images, each by a density that was fitted without one fold of the good images.

@@ -24,7 +24,7 @@ from cdo_ad.errors import CdoWarning
 from cdo_ad.files import write_json
 from cdo_ad.inference.calibrate import score_images
 from cdo_ad.inference.engines.tiled import tiled
-from cdo_ad.inference.engines.torch import TorchEngine
+from cdo_ad.inference.engines.torch import torch_engine
 from cdo_ad.method.fit import FitSettings, LeftOut, fit_branches
 from cdo_ad.method.gaussian import components_for
 from cdo_ad.method.model import AnomalyModel
@@ -123,7 +123,7 @@ def fit_and_calibrate(
         scores[name] = GoodScores(largest, maxima, units[first].tolist(), material.record.units[name])
         used.append([material.record.images[i].name for i in images])
     if config.calibration == "held-out":
-        found = score_images(tiled(TorchEngine(model, model.mean.device), config.tile), material.held_out)
+        found = score_images(tiled(torch_engine(model, model.mean.device), config.tile), material.held_out)
         for number, name in enumerate(material.categories):
             own = [i for i, (_, at) in enumerate(material.held_out) if at == number]
             unit = material.record.units[name]
