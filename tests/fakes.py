@@ -155,7 +155,7 @@ def make_scene(seed: int, defect: str = "good", side: int = 96) -> tuple[np.ndar
     image = np.stack([colour, 0.9 * colour, 0.8 * colour], axis=2).clip(0, 255).astype(np.uint8)
     tilt = rng.normal(0, 0.1, 2)
     points = np.stack([x - side / 2, y - side / 2, -height], axis=2) @ _turn(*tilt).T
-    return image, ((points + [0, 0, 5 * side]) * 0.0005).astype(np.float32), mask
+    return image, ((points + np.array([0, 0, 5 * side])) * 0.0005).astype(np.float32), mask
 
 
 def _turn(first: float, second: float) -> np.ndarray:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cdo_ad.config import BranchName, CategorySpec
-from cdo_ad.method.branches import DEFECT_HEAD, Branches, describe, intensities, intensity_grid, whole_image
+from cdo_ad.method.branches import DEFECT_HEAD, Branches
+from cdo_ad.method.inputs import describe, intensities, intensity_grid, whole_image
 from cdo_ad.method.preprocess import to_grid
 
 SHAPES = [(3, 12, 8), (4, 6, 4), (5, 3, 2)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -22,7 +22,6 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "least_images",
-    "training_difference",
 ]
 
 Optimizer = Literal["adamw", "adam"]
@@ -111,7 +110,8 @@ class Config(Document):
 
     branches: Branches = ("disagreement",)
     """What the anomaly map is made of: `disagreement` (the paper), `level 2`, `level 3`, `bank`, `intensity`, `depth`
-    (needs a point cloud of each image); see `cdo_ad.method.branches`. Without `disagreement` no apprentice is trained."""
+    (needs a point cloud of each image); see `cdo_ad.method.branches`. Without `disagreement` there is no apprentice to
+    train."""
     context_share: float = Field(default=1 / 3, ge=0, lt=1)
     """Components of the whole image's appearance that the Gaussians are conditional on, as a share of the number of
     good images; 0 for none."""
@@ -285,26 +285,6 @@ class ModelSpec(Document):
 def least_images(config: Config) -> int:
     """Good images that a run needs: each that calibrates is judged by what was learned from two others or more."""
     return 3 if config.calibration == "cross" else 2
-
-
-AFTER_TRAINING = frozenset(
-    [
-        "recipe",
-        "context_share",
-        "fusion_weights",
-        "defect_head_weight",
-        "head_examples",
-        "blur_sigma",
-        "score_top",
-        "false_alarm_rate",
-    ]
-)
-"""Settings that the training of the apprentice does not depend on."""
-
-
-def training_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first setting, of two `Config.to_json`, that makes another apprentice; None where both train the same one."""
-    return next((key for key in now if key not in AFTER_TRAINING and before.get(key) != now[key]), None)
 
 
 def _explained(error: ValidationError) -> str:

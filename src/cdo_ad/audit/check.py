@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from cdo_ad.audit.amount import enough_good_images
 from cdo_ad.audit.copies import find_copies
 from cdo_ad.audit.files import noticed, partners, unreadable
@@ -155,16 +153,17 @@ def _categories(root: Path, layout: str, category: str | None) -> Sequence[str |
 
 def _good_scores(run: Path, samples: Sequence[Sample], device: str) -> dict[Path, float]:
     """Image scores of the good images that can be read, by the detector of a run."""
-    from cdo_ad.data.reading import read_ahead
     from cdo_ad.inference.detector import load
+    from cdo_ad.inference.items import File, read_items
 
     detector = load(run, device=device)
-    good = [sample.path for sample in samples if not sample.anomalous]
+    good = [File(sample.path, xyz=sample.xyz_path) for sample in samples if not sample.anomalous]
     scores = {}
     with progress_bar() as bar:
         task = bar.add_task("scoring good images", total=len(good), note="")
-        for path, image in read_ahead(good):
+        judged = detector.predict_stream(read_items(good, detector.surface_size), regions=False)
+        for file, found in zip(good, judged, strict=True):
             bar.update(task, advance=1)
-            if isinstance(image, np.ndarray):
-                scores[path] = detector.predict(image, regions=False).score
+            if not isinstance(found, ImageError):
+                scores[file.path] = found[1].score
     return scores

@@ -1,7 +1,7 @@
 """The surface beside an image: the organised point cloud of a 3D camera (xyz TIFF) as heights above its background.
 
-- A cloud is (H, W, 3) float, one point (x, y, z) for each pixel. A point that the camera did not see is (0, 0, 0) or not
-  a number. z grows away from the camera.
+- A cloud is (H, W, 3) float, one point (x, y, z) for each pixel. A point that the camera did not see is (0, 0, 0) or
+  not a number. z grows away from the camera.
 - The background is the plane through the points near the image's border, fitted so that a part which reaches the border
   does not move it. Heights are distances from it towards the camera, so a tilted camera makes no difference.
 - Heights are in pixels of the size that is asked for: the file's unit, metres or millimetres, makes no difference, and
@@ -128,9 +128,7 @@ def to_surface(points: npt.NDArray[np.floating], size: tuple[int, int], name: st
     return np.stack([_continued(mean, there), there]).astype(np.float32)
 
 
-def _background(
-    points: FloatArray, present: npt.NDArray[np.bool_], name: str
-) -> tuple[FloatArray, FloatArray]:
+def _background(points: FloatArray, present: npt.NDArray[np.bool_], name: str) -> tuple[FloatArray, FloatArray]:
     """A point of the background plane and its unit normal, which points towards the camera."""
     rows, columns = (max(2, round(BORDER * side)) for side in present.shape)
     border = present.copy()

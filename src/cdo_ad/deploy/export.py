@@ -86,7 +86,7 @@ def export(run: Path | str, to: str = "openvino", *, images: Path | None = None)
 
     Raises:
         BundleError: `run` is no complete run folder. BusyError: another process is writing it.
-        ConfigError: another engine.
+        ConfigError: another engine, or a run that looks at depth.
         ExportError: the exported model disagrees, or there is no image to compare on.
         ImageError: an image to compare on cannot be read.
         MissingExtraError: the engine or torch is not installed.
@@ -95,6 +95,7 @@ def export(run: Path | str, to: str = "openvino", *, images: Path | None = None)
     if to not in FILES:
         raise ConfigError(f"cannot export to {to!r}: choose from {', '.join(FILES)}")
     bundle = read_bundle(run)
+    bundle.require_images_alone("an exported model")
     paths = spread(comparison_images(bundle, images), MOST_COMPARED)
     model = load_model(bundle)
     metadata = describe(bundle, "fp32", bundle.model, bundle.calibration)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from cdo_ad.bundle import Bundle, read_bundle, write_calibration
 from cdo_ad.calibration import Calibration
 from cdo_ad.conformal import GoodScores, Unit, units_needed

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from cdo_ad.config import BranchName
 from cdo_ad.errors import ConfigError
-from cdo_ad.method.branches import Branches, Inputs
+from cdo_ad.method.branches import Branches
 from cdo_ad.method.defect_head import fit_defect_head
 from cdo_ad.method.discrepancy import image_score
 from cdo_ad.method.folds import fold_count, make_folds
 from cdo_ad.method.fusion import learned_weights, position_statistics
+from cdo_ad.method.inputs import Inputs
 from cdo_ad.method.left_out import Densities
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.seen import BATCH, ImageSource, Progress, Seen, joined

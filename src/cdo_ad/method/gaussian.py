@@ -56,9 +56,7 @@ class ConditionalGaussian(nn.Module):
         self.register_buffer("count", torch.ones(()))
 
     @torch.no_grad()
-    def fit(
-        self, vectors: Tensor, context: Tensor, shrinkage: float = SHRINKAGE, floor: float | None = None
-    ) -> None:
+    def fit(self, vectors: Tensor, context: Tensor, shrinkage: float = SHRINKAGE, floor: float | None = None) -> None:
         """Take everything from good images.
 
         Fewer images than at the start lower the number of components that are used in proportion, so that a fold's
@@ -68,8 +66,8 @@ class ConditionalGaussian(nn.Module):
             vectors: (P, n, C) of n images.
             context: (n, Q) of them.
             shrinkage: see `SHRINKAGE`.
-            floor: for channels of different units: shrinkage is of each channel's own mean variance, at least this; None
-                for that of all channels.
+            floor: for channels of different units: shrinkage is of each channel's own mean variance, at least this;
+                None for that of all channels.
 
         Raises:
             ConfigError: fewer than two images, or vectors that are the same in every image.

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from cdo_ad.config import BranchName
 from cdo_ad.method.bank import Bank
-from cdo_ad.method.branches import Branches, Inputs
+from cdo_ad.method.branches import Branches
 from cdo_ad.method.gaussian import SHRINKAGE
+from cdo_ad.method.inputs import Inputs
 
 __all__ = ["Densities"]
 
 INTENSITY_SHRINKAGE = 0.05
 DEPTH_FLOOR = 4e-3
-"""Least variance that shrinkage of a channel of `depth` counts with, in squares of its unit: pixels, normals, shares."""
+"""Least variance that the shrinkage of a channel of `depth` is a share of; see `cdo_ad.method.surface` for the units."""
 
 
 class Densities:

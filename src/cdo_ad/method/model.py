@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from cdo_ad.config import ModelSpec
 from cdo_ad.method.backbone import Backbone, create_backbone
-from cdo_ad.method.branches import Branches, Inputs, Shape, describe
+from cdo_ad.method.branches import Branches, Shape
 from cdo_ad.method.discrepancy import discrepancies, image_score
+from cdo_ad.method.inputs import Inputs, describe
 from cdo_ad.method.preprocess import map_matrix, normalize_brightness, resize
 
 __all__ = ["UNKNOWN", "AnomalyModel", "Features"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdo_ad.config import AnomalyKind
 from cdo_ad.method.anomalies import KINDS, SURFACE_KINDS, SurfaceKind, add_anomaly, add_surface_anomaly
-from cdo_ad.method.branches import Inputs
+from cdo_ad.method.inputs import Inputs
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.white_noise import image_seed
 
@@ -29,7 +29,8 @@ Progress = Callable[[int, int], None]
 
 class ImageSource(Protocol):
     """Good images: item i is a (3, H, W) float tensor in 0..255 at the input size, as `AnomalyModel.prepare` gives; for
-    a model that looks at depth (5, H, W)."""
+    a model that looks at depth (5, H, W).
+    """
 
     def __len__(self) -> int: ...
 
@@ -126,7 +127,9 @@ class Seen:
             masks.append(inside[there])
         return torch.cat(images), torch.cat(masks)
 
-    def _drawn(self, kind: AnomalyKind | SurfaceKind, number: int, places: Sequence[int], turn: int) -> tuple[Tensor, Tensor]:
+    def _drawn(
+        self, kind: AnomalyKind | SurfaceKind, number: int, places: Sequence[int], turn: int
+    ) -> tuple[Tensor, Tensor]:
         """Images with an anomaly of a kind, and (B,) whether one was drawn."""
         changed, inside = self._changed(kind, number, places, turn)
         return changed, inside.flatten(1).any(dim=1)
@@ -149,16 +152,15 @@ class Seen:
         self.report(self.done, self.total)
 
 
-def _with_anomaly(
-    planes: Tensor, kind: AnomalyKind | SurfaceKind, seeds: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def _with_anomaly(planes: Tensor, kind: AnomalyKind | SurfaceKind, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     """One anomaly in the colours or in the surface of each image."""
-    images, surfaces = planes[:, :3], planes[:, 3:]
     if kind == "dent" or kind == "rough":
-        surfaces, masks = add_surface_anomaly(surfaces, kind, seeds)
-    else:
-        images, masks = add_anomaly(images, kind, seeds)
-    return torch.cat([images, surfaces], dim=1), masks
+        surfaces, masks = add_surface_anomaly(planes[:, 3:], kind, seeds)
+        return torch.cat([planes[:, :3], surfaces], dim=1), masks
+    if planes.shape[1] == 3:
+        return add_anomaly(planes, kind, seeds)
+    images, masks = add_anomaly(planes[:, :3], kind, seeds)
+    return torch.cat([images, planes[:, 3:]], dim=1), masks
 
 
 def joined(parts: Sequence[Inputs]) -> Inputs:

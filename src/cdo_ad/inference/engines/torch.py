@@ -87,8 +87,8 @@ class TorchDepthEngine(TorchEngine):
     def infer(self, images: npt.NDArray[np.uint8], categories: Categories | None = None) -> Output:
         """Always raises ConfigError: images alone are not enough."""
         raise ConfigError(
-            "this run looks at depth beside the image, and no point cloud was given: use  cdo-ad predict  or  evaluate  "
-            "on files, or train without depth"
+            "this run looks at depth beside the image, and no point cloud was given: use  predict  or  evaluate  on "
+            "files, or train without depth"
         )
 
     def infer_depth(
