@@ -13,6 +13,7 @@ from cdo_ad.region import MOST_TEXT, unpack_region
 
 __all__ = [
     "ANOMALY_KINDS",
+    "DEPTH",
     "AnomalyKind",
     "BackgroundRule",
     "BranchName",
@@ -27,7 +28,9 @@ __all__ = [
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["exponential", "step", "one-cycle", "constant"]
 BackgroundRule = Literal["none", "extremes", "border"]
-BranchName = Literal["disagreement", "level 2", "level 3", "bank", "intensity", "depth"]
+BranchName = Literal["disagreement", "level 2", "level 3", "bank", "intensity", "depth", "depth bank"]
+DEPTH: tuple[BranchName, ...] = ("depth", "depth bank")
+"""The branches that need a point cloud of each image."""
 AnomalyKind = Literal["noise", "perlin", "cut", "intensity", "line", "spot", "smear"]
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
 
@@ -109,9 +112,8 @@ class Config(Document):
     """Lightning Fabric's precision of the training, e.g. `32-true`, `bf16-mixed`."""
 
     branches: Branches = ("disagreement",)
-    """What the anomaly map is made of: `disagreement` (the paper), `level 2`, `level 3`, `bank`, `intensity`, `depth`
-    (needs a point cloud of each image); see `cdo_ad.method.branches`. Without `disagreement` there is no apprentice to
-    train."""
+    """What the anomaly map is made of: `disagreement` (the paper), `level 2`, `level 3`, `bank`, `intensity`, `depth`,
+    `depth bank`; see `cdo_ad.method.branches`. Without `disagreement` there is no apprentice to train."""
     context_share: float = Field(default=1 / 3, ge=0, lt=1)
     """Components of the whole image's appearance that the Gaussians are conditional on, as a share of the number of
     good images; 0 for none."""
@@ -173,7 +175,7 @@ class Config(Document):
     @property
     def depth(self) -> bool:
         """True where each image comes with a point cloud."""
-        return "depth" in self.branches
+        return not set(DEPTH).isdisjoint(self.branches)
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some settings changed; raises ConfigError."""
@@ -279,7 +281,7 @@ class ModelSpec(Document):
     @property
     def depth(self) -> bool:
         """True where images are judged with their point clouds."""
-        return "depth" in self.branches
+        return not set(DEPTH).isdisjoint(self.branches)
 
 
 def least_images(config: Config) -> int:

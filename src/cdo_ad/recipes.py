@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cdo_ad.config import Config
+from cdo_ad.config import DEPTH, Config
 from cdo_ad.errors import ConfigError
 
 __all__ = ["RECIPES", "cdo2025", "get", "lite0", "lite0_3d", "paper"]
@@ -36,9 +36,9 @@ def lite0() -> Config:
 
 
 def lite0_3d() -> Config:
-    """The default with depth as a further branch: each image needs its point cloud, see docs/data-layouts.md."""
+    """The default with two branches for depth: each image needs its point cloud, see docs/data-layouts.md."""
     default = lite0()
-    return default.replace(recipe="lite0_3d", branches=(*default.branches, "depth"))
+    return default.replace(recipe="lite0_3d", branches=(*default.branches, *DEPTH))
 
 
 def paper(backbone: str = "hrnet32") -> Config:

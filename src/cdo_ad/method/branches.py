@@ -5,6 +5,7 @@
 - `bank`: where the features of both levels are unlike those of any good image, at whatever position.
 - `intensity`: where the image's own colours on a coarse grid are improbable at their position.
 - `depth`: where heights and normals of the surface beside the image are improbable at their position.
+- `depth bank`: where height, slope and curvature are unlike those of any good surface, at whatever position and angle.
 - a defect head, where defects are labelled: what looks like them.
 """
 
@@ -22,7 +23,7 @@ from cdo_ad.method.defect_head import DefectHead
 from cdo_ad.method.gaussian import ConditionalGaussian
 from cdo_ad.method.inputs import CHANNELS, CONTEXT_CELLS, Inputs, intensity_grid
 from cdo_ad.method.preprocess import to_grid
-from cdo_ad.method.surface import FEATURES, RELIEF_CELLS
+from cdo_ad.method.surface import FEATURES, RELIEF_CELLS, SHAPE_FEATURES
 from cdo_ad.region import unpack_region
 
 __all__ = ["DEFECT_HEAD", "Branches", "Shape"]
@@ -56,7 +57,7 @@ class Branches(nn.Module):
         for name in names:
             height, width = self.grids[name]
             channels = _channels(name, shapes)
-            if name == "bank":
+            if name in ("bank", "depth bank"):
                 self.densities[_key(name)] = Bank(channels, spec.centres)
             elif name in ("intensity", "depth"):
                 own = RELIEF_CELLS**2 if name == "depth" else channels * height * width
@@ -169,7 +170,9 @@ class Branches(nn.Module):
 def _grid(name: BranchName, shapes: Sequence[Shape], image_size: tuple[int, int]) -> tuple[int, int]:
     if name == "intensity":
         return intensity_grid(image_size)
-    _, height, width = shapes[{"disagreement": 0, "level 2": 1, "depth": 1, "level 3": 2, "bank": 2}[name]]
+    _, height, width = shapes[
+        {"disagreement": 0, "level 2": 1, "depth": 1, "depth bank": 1, "level 3": 2, "bank": 2}[name]
+    ]
     return height, width
 
 
@@ -180,6 +183,8 @@ def _channels(name: BranchName, shapes: Sequence[Shape]) -> int:
         return 3
     if name == "depth":
         return FEATURES
+    if name == "depth bank":
+        return SHAPE_FEATURES
     return min(shapes[1 if name == "level 2" else 2][0], CHANNELS)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cdo_ad.config import BranchName
 from cdo_ad.method.preprocess import mean_matrix
-from cdo_ad.method.surface import relief, surface_cells
+from cdo_ad.method.surface import relief, shape_cells, surface_cells
 
 __all__ = ["CHANNELS", "CONTEXT_CELLS", "Inputs", "describe", "intensities", "intensity_grid", "whole_image"]
 
@@ -84,9 +84,11 @@ def describe(
     if "intensity" in names:
         grid = intensities(images, intensity_grid((int(images.shape[-2]), int(images.shape[-1]))))
         vectors["intensity"], cells["intensity"] = _positions(grid), grid.flatten(1)
+    fine = (int(middle.shape[-2]), int(middle.shape[-1]))
     if "depth" in names and surfaces is not None:
-        vectors["depth"] = _positions(surface_cells(surfaces, (int(middle.shape[-2]), int(middle.shape[-1]))))
-        cells["depth"] = relief(surfaces)
+        vectors["depth"], cells["depth"] = _positions(surface_cells(surfaces, fine)), relief(surfaces)
+    if "depth bank" in names and surfaces is not None:
+        vectors["depth bank"] = _positions(shape_cells(surfaces, fine))
     return Inputs(list(levels), vectors, whole_image(expert), cells)
 
 

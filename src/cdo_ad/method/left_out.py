@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdo_ad.config import BranchName
+from cdo_ad.config import DEPTH, BranchName
 from cdo_ad.method.bank import Bank
 from cdo_ad.method.branches import Branches
 from cdo_ad.method.gaussian import SHRINKAGE
@@ -15,7 +15,7 @@ __all__ = ["Densities"]
 
 INTENSITY_SHRINKAGE = 0.05
 DEPTH_FLOOR = 4e-3
-"""Least variance that the shrinkage of a channel of `depth` is a share of; see `cdo_ad.method.surface` for the units."""
+"""Least variance that the shrinkage of a channel of depth is a share of; units as in `cdo_ad.method.surface`."""
 
 
 class Densities:
@@ -32,12 +32,13 @@ class Densities:
         at = torch.arange(len(good.context)) if chosen is None else chosen
         device = self.device
         density, vectors = self.branches.density(name), good.vectors[name][:, at].to(device)
+        floor = DEPTH_FLOOR if name in DEPTH else None
         if isinstance(density, Bank):
-            density.fit(vectors[self.branches.inspected(self.branches.grids[name]).flatten().to(vectors.device)])
+            inside = self.branches.inspected(self.branches.grids[name]).flatten().to(vectors.device)
+            density.fit(vectors[inside], floor)
         elif name == "intensity":
             density.fit(vectors, good.context_of(name)[at].to(device), INTENSITY_SHRINKAGE)
         else:
-            floor = DEPTH_FLOOR if name == "depth" else None
             density.fit(vectors, good.context_of(name)[at].to(device), SHRINKAGE, floor)
 
     def raw(self, name: BranchName, seen: Inputs, chosen: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the branch `depth` looks at: heights and normals of a surface, in the cells of a coarse grid.
+"""What the branches of depth look at: heights, normals and curvature of a surface, in the cells of a coarse grid.
 
 A surface is (B, 2, H, W) float: heights above the background in pixels, and 1 where points are present, else 0; see
 `cdo_ad.data.surface`.
@@ -10,12 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdo_ad.method.preprocess import mean_matrix
+from cdo_ad.method.preprocess import map_matrix, mean_matrix
 
-__all__ = ["FEATURES", "RELIEF_CELLS", "normals", "relief", "surface_cells"]
+__all__ = ["FEATURES", "RELIEF_CELLS", "SHAPE_FEATURES", "normals", "relief", "shape_cells", "surface_cells"]
 
 FEATURES = 6
-"""Numbers that describe a cell."""
+"""Numbers that describe a cell for `depth`."""
+SCALES = (1.0, 2.0, 4.0)
+"""Standard deviations in pixels of the finer of two blurs, whose difference tells bumps from hollows of that size; the
+coarser one is three times as wide."""
+SHAPE_FEATURES = 2 + len(SCALES)
+"""Numbers that describe a cell for `depth bank`."""
+SMALL = 0.3
+"""Pixels: differences of heights count in proportion below it, by their logarithm above, since edges are so large."""
 RELIEF_CELLS = 8
 """Cells a side whose heights describe the whole surface."""
 
@@ -42,6 +49,23 @@ def surface_cells(surfaces: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([level, spread, mean, scatter, 1 - _means(present, grid)], dim=1)
 
 
+def shape_cells(surfaces: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Describe the shape of each cell of a grid, whatever its position and its angle in the image.
+
+    Args:
+        surfaces: (B, 2, H, W).
+        grid: (h, w) cells.
+
+    Returns:
+        (B, 5, h, w) float32: mean height in pixels, mean slope as the sine of its angle, and of each of `SCALES` how far
+        the surface lies above its surroundings, on a scale that is logarithmic for large values.
+    """
+    heights = surfaces[:, :1].float()
+    slope = normals(heights).square().sum(dim=1, keepdim=True).sqrt()
+    above = [torch.asinh((_blurred(heights, fine) - _blurred(heights, 3 * fine)) / SMALL) for fine in SCALES]
+    return _means(torch.cat([heights, slope, *above], dim=1), grid)
+
+
 def normals(heights: Tensor) -> Tensor:
     """(B, 1, H, W) heights in pixels to (B, 2, H, W): x and y of the unit normals, by central differences."""
     padded = F.pad(heights, (1, 1, 1, 1), mode="replicate")
@@ -53,6 +77,11 @@ def normals(heights: Tensor) -> Tensor:
 def relief(surfaces: Tensor) -> Tensor:
     """(B, 64) mean heights of the cells of a coarse grid: a description of the whole surface."""
     return _means(surfaces[:, :1].float(), (RELIEF_CELLS, RELIEF_CELLS)).flatten(1)
+
+
+def _blurred(values: Tensor, sigma: float) -> Tensor:
+    rows, columns = (map_matrix(int(s), int(s), sigma).to(values) for s in values.shape[-2:])
+    return rows @ values @ columns.T
 
 
 def _means(values: Tensor, grid: tuple[int, int]) -> Tensor:
