@@ -57,8 +57,8 @@ def shape_cells(surfaces: Tensor, grid: tuple[int, int]) -> Tensor:
         grid: (h, w) cells.
 
     Returns:
-        (B, 5, h, w) float32: mean height in pixels, mean slope as the sine of its angle, and of each of `SCALES` how far
-        the surface lies above its surroundings, on a scale that is logarithmic for large values.
+        (B, 5, h, w) float32: mean height in pixels, mean slope as the sine of its angle, and of each of `SCALES` how
+        far the surface lies above its surroundings, on a scale that is logarithmic for large values.
     """
     heights = surfaces[:, :1].float()
     slope = normals(heights).square().sum(dim=1, keepdim=True).sqrt()
