@@ -134,22 +134,31 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-def make_scene(seed: int, defect: str = "good", side: int = 96) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def make_scene(
+    seed: int, defect: str = "good", side: int = 96, anyhow: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A part on a tilted table, seen by a 3D camera: (side, side, 3) uint8, its points in metres, and a mask.
 
-    A `dent` shows in the points alone, a `stain` in the colours alone. No point is missing.
+    The part is a dome; with `anyhow` a long one with ridges, which lies at any angle, and dents are shallow. A `dent`
+    shows in the points alone, a `stain` in the colours alone. No point is missing.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side].astype(float)
     centre = side / 2 + rng.normal(0, 0.5, 2)
     radius = np.hypot(y - centre[0], x - centre[1]) / side
-    height = 0.15 * side * np.clip(3.5 - 10 * radius, 0, 1) + rng.normal(0, 0.05, (side, side))
+    angle = rng.uniform(0, 2 * np.pi) if anyhow else 0.0
+    along = ((x - centre[1]) * np.cos(angle) + (y - centre[0]) * np.sin(angle)) / side
+    if anyhow:
+        radius = np.maximum(0.8 * np.abs(along), 1.5 * np.sqrt(np.maximum(radius**2 - along**2, 0)))
+    body = np.clip((0.35 - radius) * (40 if anyhow else 10), 0, 1)
+    ridges = 0.015 * np.cos(40 * along) if anyhow else 0.0
+    height = side * body * (0.15 + ridges) + rng.normal(0, 0.05, (side, side))
     colour = np.where(radius < 0.3, 150.0, 60.0) + 12 * np.sin(x / 5) + rng.normal(0, 4, (side, side))
     place = side / 2 + rng.uniform(-0.12, 0.12, 2) * side
     spot = np.hypot(y - place[0], x - place[1]) / side
     mask = (spot < 0.06) & (defect != "good")
     if defect == "dent":
-        height -= 0.04 * side * np.clip(1.5 - spot / 0.06, 0, 1)
+        height -= (0.015 if anyhow else 0.04) * side * np.clip(1.5 - spot / 0.06, 0, 1)
     if defect == "stain":
         colour[mask] -= 70
     image = np.stack([colour, 0.9 * colour, 0.8 * colour], axis=2).clip(0, 255).astype(np.uint8)
@@ -166,7 +175,9 @@ def _turn(first: float, second: float) -> np.ndarray:
     return around_x @ around_y
 
 
-def make_depth(root: Path, train: int = 24, good: int = 6, defective: int = 6, category: str = "dome") -> Path:
+def make_depth(
+    root: Path, train: int = 24, good: int = 6, defective: int = 6, category: str = "dome", anyhow: bool = False
+) -> Path:
     """One product in the MVTec 3D-AD layout with real point clouds, below `root`/`category`; see `make_scene`."""
     for split, kind, count, first in (
         ("train", "good", train, 0),
@@ -176,7 +187,7 @@ def make_depth(root: Path, train: int = 24, good: int = 6, defective: int = 6, c
     ):
         folder = root / category / split / kind
         for i in range(count):
-            image, points, mask = make_scene(first + i, kind)
+            image, points, mask = make_scene(first + i, kind, anyhow=anyhow)
             write(folder / "rgb" / f"{i:03d}.png", image)
             write_points(folder / "xyz" / f"{i:03d}.tiff", points)
             if split == "test":

@@ -33,6 +33,7 @@ from cdo_ad.inference.predict import Failure, predict_files
 from cdo_ad.method.anomalies import SURFACE_KINDS, add_surface_anomaly
 from cdo_ad.method.gaussian import ConditionalGaussian
 from cdo_ad.method.surface import normals, relief, shape_cells, surface_cells
+from cdo_ad.reporting.build import report
 from cdo_ad.scale.scoring import score
 from cdo_ad.training.adapt import adapt, refit
 from cdo_ad.training.train import train
@@ -287,6 +288,15 @@ def test_dents_are_found_with_depth_and_not_without(own: Path, data: Path, tmp_p
     assert measured(own, data).metrics.decision.false_alarm_rate.count <= 2
 
 
+def test_dents_of_parts_at_any_angle_are_found_by_the_bank(tmp_path: Path) -> None:
+    data, found = make_depth(tmp_path / "data", train=60, defective=8, anyhow=True), {}
+    for branch in DEPTH:
+        config = TINY.replace(branches=(branch,), image_height=96, image_width=96)
+        train(data, tmp_path / branch, config, device="cpu")
+        found[branch] = measured(tmp_path / branch, data).metrics.types["dent"].image.auroc
+    assert found["depth bank"] > 0.95 and found["depth"] < 0.9
+
+
 def test_every_way_to_a_score_gives_the_same(own: Path, data: Path) -> None:
     detector = load(own, device="cpu")
     file = data / "dome" / "test" / "dent" / "rgb" / "002.png"
@@ -377,6 +387,22 @@ def test_held_out_images_and_an_apprentice_come_with_depth(data: Path, tmp_path:
 def test_labelled_defects_bring_their_clouds(data: Path, tmp_path: Path) -> None:
     bundle = train(data, tmp_path / "run", TINY, device="cpu", defects=data / "dome")
     assert len(bundle.data.defects) == 12 and bundle.model.depth
+
+
+def test_several_categories_and_a_region_come_with_depth(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "dome", tmp_path / "data" / "dome")
+    shutil.copytree(data / "dome", tmp_path / "data" / "mirrored")
+    for file in (tmp_path / "data" / "mirrored").rglob("rgb/*.png"):
+        write(file, np.ascontiguousarray(255 - read_image(file)))
+    bundle = train(tmp_path / "data", tmp_path / "run", TINY, device="cpu", unified=True, region="0,0 1,0 1,1 0,1")
+    assert bundle.model.names == ("dome", "mirrored") and bundle.model.depth
+    found = measured(tmp_path / "run", tmp_path / "data").metrics.categories
+    assert all(own.types["dent"].image.auroc > 0.95 for own in found.values())
+
+
+def test_a_report_shows_the_branches_of_depth(own: Path, data: Path) -> None:
+    page = report(own, data, device="cpu").read_text()
+    assert "depth" in page and "dent" in page
 
 
 def test_depth_without_weight_leaves_a_run_of_images_alone(data: Path, tmp_path: Path) -> None:
