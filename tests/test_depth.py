@@ -16,6 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from cdo_ad import recipes
+from cdo_ad.audit.check import check
 from cdo_ad.cli.main import app
 from cdo_ad.config import DEPTH, Config
 from cdo_ad.data import read_dataset, read_image
@@ -398,11 +399,28 @@ def test_several_categories_and_a_region_come_with_depth(data: Path, tmp_path: P
     assert bundle.model.names == ("dome", "mirrored") and bundle.model.depth
     found = measured(tmp_path / "run", tmp_path / "data").metrics.categories
     assert all(own.types["dent"].image.auroc > 0.95 for own in found.values())
+    engine = load(tmp_path / "run", device="cpu").engine
+    images, points, _ = map(np.stack, zip(*(make_scene(seed, "dent") for seed in (1, 2)), strict=True))
+    surfaces, numbers = np.stack([to_surface(each, SIZE) for each in points]), np.array([1, 0])
+    together = engine.infer_depth(images, surfaces, numbers)
+    alone = [engine.infer_depth(images[[i]], surfaces[[i]], numbers[[i]]).scores[0] for i in range(2)]
+    np.testing.assert_allclose(together.scores, alone, rtol=1e-4)
 
 
 def test_a_report_shows_the_branches_of_depth(own: Path, data: Path) -> None:
     page = report(own, data, device="cpu").read_text()
     assert "depth" in page and "dent" in page
+
+
+def test_check_scores_good_images_with_their_clouds(own: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "dome" / "train" / "good" / "xyz" / "001.tiff").write_bytes(b"damaged")
+    image, points, _ = make_scene(2000, "dent")  # among the good ones
+    write(tmp_path / "data" / "dome" / "train" / "good" / "rgb" / "002.png", image)
+    write_points(tmp_path / "data" / "dome" / "train" / "good" / "xyz" / "002.tiff", points)
+    findings = check(tmp_path / "data", run=own, device="cpu").findings
+    (found,) = (each for each in findings if each.kind == "mislabelled")
+    assert found.files[0].endswith("train/good/rgb/002.png")
 
 
 def test_depth_without_weight_leaves_a_run_of_images_alone(data: Path, tmp_path: Path) -> None:
@@ -416,10 +434,13 @@ def test_depth_without_weight_leaves_a_run_of_images_alone(data: Path, tmp_path:
         detector.predict(make_scene(0)[0], xyz=scene())
 
 
-def test_where_images_come_alone_a_run_with_depth_is_refused(own: Path, data: Path, tmp_path: Path) -> None:
+def test_where_images_come_alone_a_run_with_depth_is_refused(
+    own: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cdo_ad.deploy.benchmark import benchmark
     from cdo_ad.server.line.watch import watch
     from cdo_ad.server.service import opened
+    from cdo_ad.server.serving.models import ModelId
     from cdo_ad.server.settings import ServerSettings
 
     calls: dict[str, Callable[[], object]] = {
@@ -436,6 +457,13 @@ def test_where_images_come_alone_a_run_with_depth_is_refused(own: Path, data: Pa
         assert not (own / "export").exists(), name
     with opened(ServerSettings(folder=tmp_path / "server")) as service, pytest.raises(ConfigError, match=ALONE):
         service.serve_run(own, "dome")
+    with opened(ServerSettings(folder=tmp_path / "server")) as service:
+        version = service.catalogue.add_version("dome", own, "a test", "", {})
+        with pytest.raises(ConfigError, match=ALONE):
+            service.models.get(ModelId("dome", version.number))
+        monkeypatch.setattr(service.school, "_require_images", lambda product: None)
+        with pytest.raises(ConfigError, match="'lite0_3d' needs point clouds"):
+            service.school.train("dome", "lite0_3d", {}, "a test", "")
     with pytest.raises(ConfigError, match="no point cloud was given"):
         load(own, device="cpu").predict(make_scene(0)[0])
 
