@@ -22,11 +22,12 @@ import timm
 import torch
 from torch import Tensor
 
-from cdo_ad.config import Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.method.discrepancy import discrepancies, discrepancies_plain
 from cdo_ad.method.loss import collaborative_loss
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.white_noise import image_seed, white_noise
+from cdo_ad.spec import ModelSpec
 
 BACKBONE = "tf_efficientnet_lite0"
 

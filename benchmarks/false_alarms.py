@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cdo_ad import recipes
 from cdo_ad.calibration import Calibration
-from cdo_ad.config import CategorySpec, Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.conformal import GoodScores, units_needed
 from cdo_ad.data import read_dataset
 from cdo_ad.data.split import group_images
@@ -29,6 +29,7 @@ from cdo_ad.data.store import load_image
 from cdo_ad.method.fit import FitSettings, fit_branches
 from cdo_ad.method.gaussian import components_for
 from cdo_ad.method.model import AnomalyModel
+from cdo_ad.spec import CategorySpec, ModelSpec
 
 RATES = (0.01, 0.02, 0.05, 0.1)
 

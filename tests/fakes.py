@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 DEFECTS = ("scratch", "spot")
@@ -131,3 +132,71 @@ def load_script(name: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def make_scene(
+    seed: int, defect: str = "good", side: int = 96, anyhow: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A part on a tilted table, seen by a 3D camera: (side, side, 3) uint8, its points in metres, and a mask.
+
+    The part is a dome; with `anyhow` a long one with ridges, which lies at any angle, and dents are shallow. A `dent`
+    shows in the points alone, a `stain` in the colours alone. No point is missing.
+    """
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side].astype(float)
+    centre = side / 2 + rng.normal(0, 0.5, 2)
+    radius = np.hypot(y - centre[0], x - centre[1]) / side
+    angle = rng.uniform(0, 2 * np.pi) if anyhow else 0.0
+    along = ((x - centre[1]) * np.cos(angle) + (y - centre[0]) * np.sin(angle)) / side
+    if anyhow:
+        radius = np.maximum(0.8 * np.abs(along), 1.5 * np.sqrt(np.maximum(radius**2 - along**2, 0)))
+    body = np.clip((0.35 - radius) * (40 if anyhow else 10), 0, 1)
+    ridges = 0.015 * np.cos(40 * along) if anyhow else 0.0
+    height = side * body * (0.15 + ridges) + rng.normal(0, 0.05, (side, side))
+    colour = np.where(radius < 0.3, 150.0, 60.0) + 12 * np.sin(x / 5) + rng.normal(0, 4, (side, side))
+    place = side / 2 + rng.uniform(-0.12, 0.12, 2) * side
+    spot = np.hypot(y - place[0], x - place[1]) / side
+    mask = (spot < 0.06) & (defect != "good")
+    if defect == "dent":
+        height -= (0.015 if anyhow else 0.04) * side * np.clip(1.5 - spot / 0.06, 0, 1)
+    if defect == "stain":
+        colour[mask] -= 70
+    image = np.stack([colour, 0.9 * colour, 0.8 * colour], axis=2).clip(0, 255).astype(np.uint8)
+    tilt = rng.normal(0, 0.1, 2)
+    points = np.stack([x - side / 2, y - side / 2, -height], axis=2) @ _turn(*tilt).T
+    return image, ((points + np.array([0, 0, 5 * side])) * 0.0005).astype(np.float32), mask
+
+
+def _turn(first: float, second: float) -> np.ndarray:
+    a, b = (np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) for t in (first, second))
+    around_x, around_y = np.eye(3), np.eye(3)
+    around_x[1:, 1:] = a
+    around_y[np.ix_([0, 2], [0, 2])] = b
+    return around_x @ around_y
+
+
+def make_depth(
+    root: Path, train: int = 24, good: int = 6, defective: int = 6, category: str = "dome", anyhow: bool = False
+) -> Path:
+    """One product in the MVTec 3D-AD layout with real point clouds, below `root`/`category`; see `make_scene`."""
+    for split, kind, count, first in (
+        ("train", "good", train, 0),
+        ("test", "good", good, 1000),
+        ("test", "dent", defective, 2000),
+        ("test", "stain", defective, 3000),
+    ):
+        folder = root / category / split / kind
+        for i in range(count):
+            image, points, mask = make_scene(first + i, kind, anyhow=anyhow)
+            write(folder / "rgb" / f"{i:03d}.png", image)
+            write_points(folder / "xyz" / f"{i:03d}.tiff", points)
+            if split == "test":
+                write(folder / "gt" / f"{i:03d}.png", mask.astype(np.uint8) * 255)
+    return root
+
+
+def write_points(path: Path, points: np.ndarray) -> Path:
+    """Write an xyz TIFF, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tifffile.imwrite(path, points, photometric="rgb")
+    return path

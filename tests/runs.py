@@ -12,7 +12,7 @@ from PIL import Image
 import fakes
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
-from cdo_ad.config import CategorySpec, Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.conformal import GoodScores
 from cdo_ad.data.split import content_digest
 from cdo_ad.data.store import ImageStore
@@ -21,6 +21,7 @@ from cdo_ad.inference.engines.torch import TorchEngine
 from cdo_ad.method.fit import FitSettings, fit_branches
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.provenance import DataRecord, ImageRecord
+from cdo_ad.spec import CategorySpec, ModelSpec
 from cdo_ad.training.postfit import write_model
 
 DEFAULT = ("level 3", "level 2", "bank", "intensity")

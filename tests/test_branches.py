@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdo_ad.config import BranchName, CategorySpec
-from cdo_ad.method.branches import DEFECT_HEAD, Branches, describe, intensities, intensity_grid, whole_image
+from cdo_ad.config import BranchName
+from cdo_ad.method.branches import DEFECT_HEAD, Branches
+from cdo_ad.method.inputs import describe, intensities, intensity_grid, whole_image
 from cdo_ad.method.preprocess import to_grid
+from cdo_ad.spec import CategorySpec
 
 SHAPES = [(3, 12, 8), (4, 6, 4), (5, 3, 2)]
 SIZE = (48, 32)
@@ -38,7 +40,7 @@ def fitted(names: tuple[BranchName, ...] = ALL, count: int = 40) -> Branches:
         elif name == "bank":
             branches.density(name).fit(inputs.vectors[name])
         elif name == "intensity":
-            branches.density(name).fit(inputs.vectors[name], inputs.cells)
+            branches.density(name).fit(inputs.vectors[name], inputs.context_of(name))
     return branches
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cdo_ad import recipes
-from cdo_ad.config import CategorySpec, Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.preprocess import BRIGHTEST, DARKEST, normalize_brightness
+from cdo_ad.spec import CategorySpec, ModelSpec
 
 SIZE = (64, 48)
 

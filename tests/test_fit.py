@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cdo_ad.config import BranchName, CategorySpec, ModelSpec
+from cdo_ad.config import BranchName
 from cdo_ad.errors import ConfigError
 from cdo_ad.method.anomalies import KINDS
 from cdo_ad.method.discrepancy import image_score
@@ -19,6 +19,7 @@ from cdo_ad.method.folds import fold_count, make_folds
 from cdo_ad.method.fusion import fit_baseline, position_statistics
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.region import pack_region
+from cdo_ad.spec import CategorySpec, ModelSpec
 
 SIZE = (48, 64)
 JUDGED = 28
@@ -95,7 +96,7 @@ def by_hand(
     branches, folds = model.branches(), make_folds(units, fold_count(len(units)), seed=1)
     with torch.no_grad():
         seen = model.inputs(model.features(images))
-        context = seen.cells if name == "intensity" else seen.context
+        context = seen.context_of(name)
         raw = torch.zeros(len(images), *branches.grids[name])
         for fold in range(folds.max() + 1):
             others, own = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)

@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from cdo_ad.config import Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.errors import ConfigError
 from cdo_ad.method.backbone import PACKAGED, create_backbone
 from cdo_ad.method.discrepancy import anomaly_map, discrepancies, discrepancies_plain, image_score
@@ -17,6 +17,7 @@ from cdo_ad.method.loss import collaborative_loss
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.preprocess import blur_matrix, corners_matrix, halfpixel_matrix, resize
 from cdo_ad.method.white_noise import foreground, image_seed, white_noise
+from cdo_ad.spec import ModelSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "seed_reference.npz"
 FORMS = [discrepancies, discrepancies_plain]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from cdo_ad.bundle import read_bundle
-from cdo_ad.config import Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.inference.engines.torch import load_model
 from cdo_ad.method.branches import DEFECT_HEAD
 from cdo_ad.method.defect_head import DefectHead, fit_defect_head
 from cdo_ad.method.fit import FitSettings, fit_branches
 from cdo_ad.method.model import AnomalyModel
+from cdo_ad.spec import ModelSpec
 from cdo_ad.training.adapt import refit
 from cdo_ad.training.train import train
 from conftest import DENSE

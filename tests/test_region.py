@@ -11,7 +11,6 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cdo_ad.bundle import read_bundle
-from cdo_ad.config import CategorySpec, ModelSpec
 from cdo_ad.data import read_dataset, read_image
 from cdo_ad.data.region import foreground, read_region
 from cdo_ad.errors import ConfigError, DataError
@@ -19,6 +18,7 @@ from cdo_ad.evaluation.evaluate import evaluate
 from cdo_ad.evaluation.metrics import PixelMetrics
 from cdo_ad.inference.detector import load
 from cdo_ad.region import pack_region, resize_region, unpack_region
+from cdo_ad.spec import CategorySpec, ModelSpec
 from cdo_ad.training.adapt import adapt
 from cdo_ad.training.train import train
 from conftest import DENSE

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from cdo_ad import recipes
-from cdo_ad.config import AFTER_TRAINING, Config, ModelSpec, training_difference
+from cdo_ad.config import Config
 from cdo_ad.errors import ConfigError
+from cdo_ad.spec import ModelSpec
+from cdo_ad.training.adapt import AFTER_TRAINING, training_difference
 
 
 def test_recipes_are_the_published_ones() -> None:
@@ -90,10 +92,10 @@ def test_both_sides_zero_ask_for_a_size_from_the_images() -> None:
 def test_the_set_of_settings_is_frozen() -> None:
     """A setting that comes or goes changes the files of runs: change this list on purpose only."""
     assert " ".join(sorted(Config().to_json())) == (
-        "anomalies backbone background batch_size blur_sigma branches budget calibration context_share decay "
-        "defect_head_weight defect_share epochs false_alarm_rate fusion_weights gamma head_examples held_out_share "
-        "image_height image_width keep_groups_together lr mom normalize_brightness oom optimizer precision "
-        "recipe schedule score_top seed tile weight_decay weights"
+        "anomalies backbone background baseline_share batch_size blur_sigma branches budget calibration "
+        "context_share decay defect_head_weight defect_share epochs false_alarm_rate fusion_weights gamma "
+        "head_examples held_out_share image_height image_width keep_groups_together lr mom normalize_brightness "
+        "oom optimizer precision recipe schedule score_top seed tile weight_decay weights"
     )
 
 

@@ -15,7 +15,7 @@ from browser import browser_page, numbers
 from cdo_ad.bundle import CALIBRATION, CONFIG, MODEL, Manifest
 from cdo_ad.calibration import Calibration
 from cdo_ad.cli.main import app
-from cdo_ad.config import CategorySpec, Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.conformal import GoodScores
 from cdo_ad.errors import BundleError, ConfigError, OutputError
 from cdo_ad.evaluation.schema import (
@@ -33,6 +33,7 @@ from cdo_ad.provenance import DataRecord, Provenance
 from cdo_ad.reporting.table_files import to_latex, to_text, write_table
 from cdo_ad.reporting.tables import Cell
 from cdo_ad.reporting.tables import table as make_table
+from cdo_ad.spec import CategorySpec, ModelSpec
 
 
 def make(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdo_ad import load
 from cdo_ad.bundle import read_bundle
-from cdo_ad.config import Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.conformal import Unit, conformal_threshold
 from cdo_ad.data import read_image
 from cdo_ad.errors import (
@@ -31,6 +31,7 @@ from cdo_ad.errors import (
 )
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.provenance import DataRecord, ImageRecord
+from cdo_ad.spec import ModelSpec
 from cdo_ad.training import train as training
 from cdo_ad.training.loop import ApprenticeTraining, lr_factor, split_batches
 from cdo_ad.training.material import Material

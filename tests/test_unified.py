@@ -12,13 +12,13 @@ from torch import Tensor
 
 import cdo_ad
 from cdo_ad.bundle import Bundle, read_bundle
-from cdo_ad.config import ModelSpec
 from cdo_ad.conformal import conformal_threshold
 from cdo_ad.errors import ConfigError
 from cdo_ad.inference.calibrate import score_images
 from cdo_ad.inference.engines.torch import TorchEngine, load_model
 from cdo_ad.method.fit import FitSettings, fit_branches
 from cdo_ad.method.model import UNKNOWN, AnomalyModel
+from cdo_ad.spec import ModelSpec
 from cdo_ad.training.adapt import adapt, refit
 from cdo_ad.training.train import train
 from conftest import DENSE

@@ -30,10 +30,11 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from cdo_ad.calibration import Calibration
-from cdo_ad.config import Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.errors import BundleError, ConfigError
 from cdo_ad.files import Document, exclusive, problem, write_json, writing
 from cdo_ad.provenance import DataRecord, Provenance
+from cdo_ad.spec import ModelSpec
 
 __all__ = [
     "FORMAT",
@@ -98,6 +99,14 @@ class Bundle:
     def comparison_paths(self) -> list[Path]:
         """Good images to compare engines on: the held-out ones, else those that it learned from."""
         return [self.data.path(record) for record in self.data.held_out or self.data.images]
+
+    def require_images_alone(self, what: str) -> None:
+        """Raise ConfigError where the model needs point clouds, which `what` has not."""
+        if self.model.depth:
+            raise ConfigError(
+                f"{self.path} looks at the point cloud of each image, and {what} has images alone: use  predict  or  "
+                "evaluate  with the run itself, or train without depth (--recipe lite0)"
+            )
 
     def weights(self) -> bytes:
         """The content of `model.safetensors`.

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from cdo_ad.errors import ConfigError
 from cdo_ad.files import Document, problem
-from cdo_ad.region import MOST_TEXT, unpack_region
 
 __all__ = [
     "ANOMALY_KINDS",
+    "DEPTH",
     "AnomalyKind",
     "BackgroundRule",
     "BranchName",
-    "CategorySpec",
+    "Branches",
     "Config",
-    "ModelSpec",
     "Optimizer",
     "Schedule",
     "least_images",
-    "training_difference",
 ]
 
 Optimizer = Literal["adamw", "adam"]
 Schedule = Literal["exponential", "step", "one-cycle", "constant"]
 BackgroundRule = Literal["none", "extremes", "border"]
-BranchName = Literal["disagreement", "level 2", "level 3", "bank", "intensity"]
+BranchName = Literal["disagreement", "level 2", "level 3", "bank", "intensity", "depth", "depth bank"]
+DEPTH: tuple[BranchName, ...] = ("depth", "depth bank")
+"""The branches that need a point cloud of each image."""
 AnomalyKind = Literal["noise", "perlin", "cut", "intensity", "line", "spot", "smear"]
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
 
@@ -110,8 +110,8 @@ class Config(Document):
     """Lightning Fabric's precision of the training, e.g. `32-true`, `bf16-mixed`."""
 
     branches: Branches = ("disagreement",)
-    """What the anomaly map is made of: `disagreement` (the paper), `level 2`, `level 3`, `bank`, `intensity`; see
-    `cdo_ad.method.branches`. Without `disagreement` there is no apprentice to train."""
+    """What the anomaly map is made of: `disagreement` (the paper), `level 2`, `level 3`, `bank`, `intensity`, `depth`,
+    `depth bank`; see `cdo_ad.method.branches`. Without `disagreement` there is no apprentice to train."""
     context_share: float = Field(default=1 / 3, ge=0, lt=1)
     """Components of the whole image's appearance that the Gaussians are conditional on, as a share of the number of
     good images; 0 for none."""
@@ -164,12 +164,19 @@ class Config(Document):
             raise ValueError(f"branches must differ, got {', '.join(self.branches)}")
         if self.calibration == "cross" and self.branches == ("disagreement",):
             raise ValueError("the disagreement alone has scores of good images that it learned from: set held-out")
+        if self.tile and self.depth:
+            raise ValueError("tiles show images alone: set tile=0, or leave depth out of the branches")
         return self
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the networks' input in pixels."""
         return self.image_height, self.image_width
+
+    @property
+    def depth(self) -> bool:
+        """True where each image comes with a point cloud."""
+        return not set(DEPTH).isdisjoint(self.branches)
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some settings changed; raises ConfigError."""
@@ -190,122 +197,9 @@ class Config(Document):
         return self.replace(**changes)
 
 
-CENTRES = 1000
-"""Vectors of a bank."""
-
-
-class CategorySpec(Document):
-    """What the branches of one category are made of."""
-
-    name: str = ""
-    branches: Branches
-    """Those that have a weight."""
-    standardized: bool
-    """False for the paper's form: the disagreement alone, as it is."""
-    components: int = Field(default=0, ge=0)
-    """Of the context that the Gaussians of features are conditional on."""
-    intensity_components: int = Field(default=0, ge=0)
-    """The same for the Gaussians of intensities."""
-    centres: int = Field(default=1, ge=1)
-    """Vectors of the bank."""
-    defect_head: bool = False
-    baseline: bool = False
-    """What lies in the image as a whole is taken off its map."""
-    region: str = Field(default="", max_length=MOST_TEXT)
-    """The region of interest at the input size, see `cdo_ad.region`; empty for the whole image."""
-
-    @classmethod
-    def from_config(
-        cls,
-        config: Config,
-        name: str = "",
-        components: int = 0,
-        intensity_components: int = 0,
-        baseline: bool = False,
-        region: str = "",
-    ) -> Self:
-        """What settings ask for; a bank has `cdo_ad.config.CENTRES` vectors."""
-        return cls(
-            name=name,
-            branches=config.branches,
-            standardized=config.branches != ("disagreement",),
-            components=components,
-            intensity_components=intensity_components,
-            centres=CENTRES,
-            baseline=baseline,
-            region=region,
-        )
-
-
-class ModelSpec(Document):
-    """What a model is made of: with it and the weights alone the model is built, see `cdo_ad.method.model`."""
-
-    backbone: str
-    image_size: tuple[int, int]
-    """(height, width) of the networks' input in pixels."""
-    tile: int = Field(default=0, ge=0)
-    """Side of the tiles that images are judged in, pixels of the image; 0 for whole images."""
-    normalize_brightness: bool
-    blur_sigma: float = Field(ge=0)
-    score_top: float = Field(ge=0, lt=1)
-    categories: tuple[CategorySpec, ...] = Field(min_length=1)
-    """In the order in which the model numbers them; one of no name in most runs."""
-
-    @model_validator(mode="after")
-    def _regions_fit(self) -> Self:
-        for category in self.categories:
-            if category.region and unpack_region(category.region).shape != self.image_size:
-                raise ValueError(f"the region of {category.name!r} is not of the input's size")
-        return self
-
-    @classmethod
-    def from_config(cls, config: Config, categories: Sequence[CategorySpec] = ()) -> ModelSpec:
-        """The model that settings describe; its branches are still to be fitted."""
-        return cls(
-            backbone=config.backbone,
-            image_size=config.image_size,
-            tile=config.tile,
-            normalize_brightness=config.normalize_brightness,
-            blur_sigma=config.blur_sigma,
-            score_top=config.score_top,
-            categories=tuple(categories) or (CategorySpec.from_config(config),),
-        )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the categories."""
-        return tuple(category.name for category in self.categories)
-
-    @property
-    def branches(self) -> tuple[BranchName, ...]:
-        """All branches that any category has."""
-        return tuple(dict.fromkeys(name for category in self.categories for name in category.branches))
-
-
 def least_images(config: Config) -> int:
     """Good images that a run needs: each that calibrates is judged by what was learned from two others or more."""
     return 3 if config.calibration == "cross" else 2
-
-
-AFTER_TRAINING = frozenset(
-    [
-        "recipe",
-        "context_share",
-        "fusion_weights",
-        "defect_head_weight",
-        "head_examples",
-        "baseline_share",
-        "blur_sigma",
-        "score_top",
-        "false_alarm_rate",
-    ]
-)
-"""Settings that the training of the apprentice does not depend on."""
-
-
-def training_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first setting, of two `Config.to_json`, that makes another apprentice; None where both train the same one."""
-    return next((key for key in now if key not in AFTER_TRAINING and before.get(key) != now[key]), None)
 
 
 def _explained(error: ValidationError) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cdo_ad.config import Config
+from cdo_ad.config import DEPTH, Config
 from cdo_ad.errors import ConfigError
 
-__all__ = ["RECIPES", "cdo2025", "get", "lite0", "paper"]
+__all__ = ["RECIPES", "cdo2025", "get", "lite0", "lite0_3d", "paper"]
 
 PAPER_BACKBONES = {
     "hrnet32": "hrnet_w32",
@@ -34,6 +34,12 @@ def lite0() -> Config:
         baseline_share=0.5,
         calibration="cross",
     )
+
+
+def lite0_3d() -> Config:
+    """The default with two branches for depth: each image needs its point cloud, see docs/data-layouts.md."""
+    default = lite0()
+    return default.replace(recipe="lite0_3d", branches=(*default.branches, *DEPTH))
 
 
 def paper(backbone: str = "hrnet32") -> Config:
@@ -78,8 +84,8 @@ def _backbone(name: str) -> str:
     return PAPER_BACKBONES[name]
 
 
-RECIPES: dict[str, Callable[[], Config]] = {"lite0": lite0}
-"""Every recipe by name: `lite0`, `paper_<backbone>` and `cdo2025_<backbone>`."""
+RECIPES: dict[str, Callable[[], Config]] = {"lite0": lite0, "lite0_3d": lite0_3d}
+"""Every recipe by name: `lite0`, `lite0_3d`, `paper_<backbone>` and `cdo2025_<backbone>`."""
 for _name in PAPER_BACKBONES:
     RECIPES[f"paper_{_name}"] = lambda name=_name: paper(name)  # type: ignore[misc]
     RECIPES[f"cdo2025_{_name}"] = lambda name=_name: cdo2025(name)  # type: ignore[misc]

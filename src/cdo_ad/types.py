@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class Sample:
     """The defect's pixel mask; None for good images and where the data set has no masks."""
     category: str = ""
     """The product, e.g. `"bottle"`; empty where the data set holds one product only."""
+    xyz_path: Path | None = None
+    """The point cloud of the same view, see `cdo_ad.data.surface`; None where the data set has none."""
 
     def __post_init__(self) -> None:
         if self.split != "test" and self.defect_type != GOOD:
@@ -43,6 +45,10 @@ class Sample:
                 f"{self.path}: a {self.split} image must be good, but it is labelled {self.defect_type!r}: "
                 "move it to the test folder"
             )
+
+    def without_depth(self) -> Sample:
+        """The image alone."""
+        return self if self.xyz_path is None else replace(self, xyz_path=None)
 
     @property
     def anomalous(self) -> bool:

@@ -7,9 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-
-import numpy as np
 
 from cdo_ad.audit.amount import enough_good_images
 from cdo_ad.audit.copies import find_copies
@@ -155,16 +154,21 @@ def _categories(root: Path, layout: str, category: str | None) -> Sequence[str |
 
 def _good_scores(run: Path, samples: Sequence[Sample], device: str) -> dict[Path, float]:
     """Image scores of the good images that can be read, by the detector of a run."""
+    from cdo_ad.bundle import read_bundle
     from cdo_ad.data.reading import read_ahead
+    from cdo_ad.data.surface import read_points, require_xyz
     from cdo_ad.inference.detector import load
 
-    detector = load(run, device=device)
+    detector, depth = load(run, device=device), read_bundle(run).model.depth
     good = [sample.path for sample in samples if not sample.anomalous]
     scores = {}
     with progress_bar() as bar:
         task = bar.add_task("scoring good images", total=len(good), note="")
         for path, image in read_ahead(good):
             bar.update(task, advance=1)
-            if isinstance(image, np.ndarray):
-                scores[path] = detector.predict(image, regions=False).score
+            if isinstance(image, ImageError):
+                continue
+            with suppress(ImageError):  # of a point cloud
+                points = read_points(require_xyz(path)) if depth else None
+                scores[path] = detector.predict(image, regions=False, xyz=points).score
     return scores

@@ -24,6 +24,9 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Folder for the overlays and predictions.jsonl.")] = None,
     maps: Annotated[bool, typer.Option("--maps", help="Also write 16-bit maps (32768 is the threshold).")] = False,
     category: Category = None,
+    depth: Annotated[
+        Path | None, typer.Option(help="Point cloud of the one image, for a run with depth; else xyz/ beside rgb/.")
+    ] = None,
     false_alarm_rate: Rate = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -39,7 +42,7 @@ def predict(
         raise typer.BadParameter("an empty argument names no image", param_hint="PATHS")
     detector = _load(run, device, false_alarm_rate, mode="throughput")
     failed = count = 0
-    for result in predict_files(detector, paths, out, maps=maps, category=category):
+    for result in predict_files(detector, paths, out, maps=maps, category=category, xyz=depth):
         count += 1
         if isinstance(result, Failure):
             failed += 1

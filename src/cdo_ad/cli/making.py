@@ -26,7 +26,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to write.")],
     layout: Layout = "auto",
     category: Category = None,
-    recipe: Annotated[str, typer.Option(help="lite0, paper_<backbone> or cdo2025_<backbone>.")] = "lite0",
+    recipe: Annotated[
+        str, typer.Option(help="lite0, lite0_3d (with depth), paper_<backbone> or cdo2025_<backbone>.")
+    ] = "lite0",
     setting: Settings = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     false_alarm_rate: Rate = None,
@@ -74,6 +76,8 @@ def train(
     held_out = f", calibrated on {len(bundle.data.held_out)} others" if bundle.data.held_out else ""
     show(f"{out}: trained on {len(bundle.data.images)} good images{held_out}")
     show(bundle.data.split)
+    if config.depth and not bundle.model.depth:
+        show("depth told synthetic anomalies no better, so it has no weight: this run looks at images alone")
     for line in bundle.calibration.summary():
         show(line)
 

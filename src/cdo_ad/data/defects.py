@@ -29,7 +29,7 @@ class Defects:
 
     paths: tuple[Path, ...]
     images: Tensor
-    """(K, 3, h, w) float32 in 0..255."""
+    """(K, 3, h, w) float32 in 0..255; with depth (K, 5, h, w), the surfaces behind the colours."""
     masks: Tensor
     """(K, h, w) bool; a pixel counts if any part of a defect falls on it, so that none is lost by shrinking."""
 
@@ -75,8 +75,8 @@ def _beside(images: Sequence[Path]) -> dict[Path, Path]:
     return pairs
 
 
-def load_defects(samples: Sequence[Sample], size: tuple[int, int]) -> Defects:
-    """Decode images and masks to (h, w).
+def load_defects(samples: Sequence[Sample], size: tuple[int, int], depth: bool = False) -> Defects:
+    """Decode images and masks, with depth point clouds too, to (h, w).
 
     Raises:
         ImageError: a file that cannot be read, or a mask of another size than its image.
@@ -86,7 +86,7 @@ def load_defects(samples: Sequence[Sample], size: tuple[int, int]) -> Defects:
     for sample in samples:
         if sample.mask_path is None:
             raise DataError(f"{sample.path}: has no mask, and a defect is learned from its pixels: draw one")
-        images.append(load_image(sample.path, size))
+        images.append(load_image(sample.path, size, depth))
         mask = torch.from_numpy(read_mask(sample.mask_path, image_size(sample.path)))
         if not mask.any():
             raise DataError(f"{sample.mask_path}: the mask is empty: draw the defect, or leave the image out")

@@ -78,10 +78,10 @@ def content_digest(path: Path) -> str:
 
 
 def fingerprint(samples: Sequence[Sample], root: Path | str) -> str:
-    """Hash a data set: 64 hexadecimal digits that change with any image, mask, name, label or split.
+    """Hash a data set: 64 hexadecimal digits that change with any image, mask, point cloud, name, label or split.
 
-    sha256 over the sorted lines of path relative to `root`, split, defect type, and the digests of image and mask.
-    Every file is read once.
+    sha256 over the sorted lines of path relative to `root`, split, defect type, and the digests of image, mask and
+    point cloud. Every file is read once.
 
     Raises:
         DataError: if a file cannot be read.
@@ -91,6 +91,8 @@ def fingerprint(samples: Sequence[Sample], root: Path | str) -> str:
         fields = [_relative(sample.path, root), sample.split, sample.defect_type, content_digest(sample.path)]
         if sample.mask_path is not None:
             fields += [_relative(sample.mask_path, root), content_digest(sample.mask_path)]
+        if sample.xyz_path is not None:
+            fields += [_relative(sample.xyz_path, root), content_digest(sample.xyz_path)]
         lines.append("\0".join(fields))
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 

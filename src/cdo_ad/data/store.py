@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from cdo_ad.data.decode import UInt8Array, image_size, read_image
 from cdo_ad.data.reading import require_size
+from cdo_ad.data.surface import CHANNELS, read_surface
 from cdo_ad.errors import ConfigError, DataError, ImageError
 from cdo_ad.method.preprocess import resize
 from cdo_ad.tiles import Box, cut, tile_boxes
@@ -32,6 +33,8 @@ NAMES_SHOWN = 10
 class ImageStore(Dataset[Tensor]):
     """Images at the training size; item i is a (3, h, w) float32 tensor, RGB in [0, 255].
 
+    With depth it is (5, h, w), the surface behind the colours, see `cdo_ad.data.surface`.
+
     Item i shows the image `paths[source[i]]`: all of it, or a tile.
 
     All images are decoded when the store is made, so that every bad file is known before any training: into one
@@ -39,7 +42,7 @@ class ImageStore(Dataset[Tensor]):
     """
 
     images: Tensor | None
-    """(N, 3, h, w) float32, all images in the order of `paths`; None where they are read at each access."""
+    """(N, 3 or 5, h, w) float32, all images in the order of `paths`; None where they are read at each access."""
 
     def __init__(
         self,
@@ -50,22 +53,24 @@ class ImageStore(Dataset[Tensor]):
         progress: Callable[[int, int], None] | None = None,
         verify: bool = True,
         tile: int = 0,
+        depth: bool = False,
     ) -> None:
         """Load the images, or check them.
 
         Args:
             paths: the images' files.
             size: (h, w) of the training images, in pixels.
-            memory_budget: bytes that the kept images may take: 12 * h * w for each. 0 keeps none.
+            memory_budget: bytes that the kept images may take: 12 * h * w for each, 20 with depth. 0 keeps none.
             workers: threads that load; 0 loads in the calling thread. Any number gives the same bytes.
             progress: called in the calling thread as (images done, images in all).
             verify: decode all images once even if they are not kept.
             tile: side of the tiles in pixels of the images, see `cdo_ad.tiles`; 0 for whole images.
+            depth: read the point cloud of each image too; not with tiles.
 
         Raises:
             ConfigError: if the size is not positive.
             DataError: if there are no images.
-            ImageError: if images cannot be decoded; names the first ten of them and says how many there are.
+            ImageError: if images or point clouds cannot be read; names the first ten and says how many there are.
         """
         if len(size) != 2 or min(size) < 1 or workers < 0:
             raise ConfigError(f"size must be two positive numbers, workers 0 or more, got {size} and {workers}")
@@ -74,6 +79,7 @@ class ImageStore(Dataset[Tensor]):
         self.paths = tuple(paths)
         self.size = (int(size[0]), int(size[1]))
         self.images = None
+        self.depth = depth
         self._recent: tuple[int, UInt8Array] | None = None
         boxes: list[list[Box | None]] = [[None]] * len(self.paths)
         if tile:
@@ -87,12 +93,13 @@ class ImageStore(Dataset[Tensor]):
         self.source = np.repeat(np.arange(len(self.paths)), [len(own) for own in boxes])
         """(N,) the place in `paths` of each item's image."""
         self._boxes = [box for own in boxes for box in own]
-        if len(self) * 12 * self.size[0] * self.size[1] <= memory_budget:
-            self.images = torch.empty((len(self), 3, *self.size), dtype=torch.float32)
+        channels = 3 + (CHANNELS if depth else 0)
+        if len(self) * 4 * channels * self.size[0] * self.size[1] <= memory_budget:
+            self.images = torch.empty((len(self), channels, *self.size), dtype=torch.float32)
             with _one_torch_thread():
                 _for_each(self.paths, self._load, workers, progress)
         elif verify:
-            _for_each(self.paths, lambda i: _read(self.paths[i]), workers, progress)
+            _for_each(self.paths, self._check, workers, progress)
 
     def _load(self, number: int) -> None:
         """Keep all items of an image."""
@@ -100,7 +107,14 @@ class ImageStore(Dataset[Tensor]):
         image = _read(self.paths[number])
         for i in range(*np.searchsorted(self.source, (number, number + 1)).tolist()):
             box = self._boxes[i]
-            self.images[i] = to_size(image if box is None else cut(image, box), self.size)
+            self.images[i, :3] = to_size(image if box is None else cut(image, box), self.size)
+            if self.depth:
+                self.images[i, 3:] = torch.from_numpy(read_surface(self.paths[number], self.size))
+
+    def _check(self, number: int) -> None:
+        _read(self.paths[number])
+        if self.depth:
+            read_surface(self.paths[number], self.size)
 
     @property
     def cached(self) -> bool:
@@ -129,26 +143,28 @@ class ImageStore(Dataset[Tensor]):
             return self.images[index]
         number, box = int(self.source[index]), self._boxes[index]
         if box is None:
-            return load_image(self.paths[number], self.size)
+            return load_image(self.paths[number], self.size, self.depth)
         if self._recent is None or self._recent[0] != number:  # tiles of one image mostly come one after the other
             self._recent = number, _read(self.paths[number])
         return to_size(cut(self._recent[1], box), self.size)
 
 
-def load_image(path: Path | str, size: tuple[int, int]) -> Tensor:
+def load_image(path: Path | str, size: tuple[int, int], depth: bool = False) -> Tensor:
     """Decode an image and bring it to the training size.
 
     Args:
         path: its file.
         size: (h, w) in pixels.
+        depth: read its point cloud too.
 
     Returns:
-        (3, h, w) float32 RGB in 0..255, not rounded.
+        (3, h, w) float32 RGB in 0..255, not rounded; with depth (5, h, w), the surface behind the colours.
 
     Raises:
-        ImageError: as `read_image`, or a side under 8 pixels.
+        ImageError: as `read_image` and `read_surface`, or a side under 8 pixels.
     """
-    return to_size(_read(path), size)
+    image = to_size(_read(path), size)
+    return torch.cat([image, torch.from_numpy(read_surface(path, size))]) if depth else image
 
 
 def _read(path: Path | str) -> UInt8Array:

@@ -1,4 +1,4 @@
-"""TIFF: what its first page holds, whether it is one plain image, and the kinds that Pillow cannot read.
+"""TIFF: what its first page holds, whether it is one plain image, the kinds that Pillow cannot read, point clouds.
 
 Pillow decodes; tifffile tells what the tags say, and reads what Pillow cannot, or reads wrongly: 16-bit planes and
 big-endian BigTIFF.
@@ -9,27 +9,28 @@ from __future__ import annotations
 import io
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from cdo_ad.data.convert import AnyArray, known_orientation
-from cdo_ad.data.files import reason
+from cdo_ad.data.files import DAMAGED, reason
 from cdo_ad.errors import ImageError
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
-__all__ = ["TiffHeader", "decode_tiff", "is_tiff", "read_header"]
+__all__ = ["TiffHeader", "decode_points", "decode_tiff", "is_tiff", "read_header"]
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BIG_ENDIAN_BIGTIFF = b"MM\0+"  # Pillow misreads its header
 _ORIENTATION = 274
 _WHITE_IS_ZERO, _RGB = 0, 2
-_UNSIGNED, _UNDEFINED = 1, 4
+_UNSIGNED, _FLOAT, _UNDEFINED = 1, 3, 4
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _UNSPECIFIED, _MULTIPLIED_ALPHA = 0, 1
 _SEPARATE_PLANES = 2
@@ -114,9 +115,46 @@ def decode_tiff(data: bytes, name: str, most: int) -> AnyArray:
         return array
 
 
+def decode_points(data: bytes, name: str, most: int) -> npt.NDArray[np.float32]:
+    """Read the coordinates of an organised point cloud.
+
+    Args:
+        data: the whole file.
+        name: what error messages call it.
+        most: points that it may have.
+
+    Returns:
+        (H, W, 3) float32: x, y and z of each point, as stored.
+
+    Raises:
+        ImageError: for a damaged file, one above `most`, or one that is not a single page of three channels of
+            floating-point samples.
+    """
+    if not is_tiff(data):
+        raise ImageError(f"{name}: is no TIFF: a point cloud is a TIFF of three floating-point channels x, y, z")
+    with _first_page(data, name, most, _refuse_images, DAMAGED) as page:
+        _refuse_bombs(page, data, name)
+        array = np.asarray(page.asarray())
+        return np.ascontiguousarray(np.moveaxis(array, 0, 2) if page.axes == "SYX" else array, dtype=np.float32)
+
+
 @contextmanager
-def _first_page(data: bytes, name: str, most: int) -> Iterator[TiffPage]:
-    """The first page, checked; any failure of tifffile, also in the block, becomes an ImageError."""
+def _first_page(
+    data: bytes,
+    name: str,
+    most: int,
+    refuse: Callable[[TiffPage, str], None] | None = None,
+    remedy: str = _REMEDY,
+) -> Iterator[TiffPage]:
+    """The first page, checked; any failure of tifffile, also in the block, becomes an ImageError.
+
+    Args:
+        data: the whole file.
+        name: what error messages call it.
+        most: pixels that it may have.
+        refuse: raises ImageError for samples that are not wanted; None refuses all that are no image's.
+        remedy: what to do about a damaged file.
+    """
     import tifffile
 
     logger = logging.getLogger("tifffile")
@@ -127,7 +165,8 @@ def _first_page(data: bytes, name: str, most: int) -> Iterator[TiffPage]:
             page = file.pages[0]
             if not isinstance(page, tifffile.TiffPage):
                 raise ImageError(f"{name}: a TIFF without tags: {_REMEDY}")
-            _refuse(page, name, most)
+            _refuse_size(page, name, most)
+            (refuse or _refuse)(page, name)
             _refuse_more_pages(file.pages, name)
             yield page
     except ImageError:
@@ -135,13 +174,24 @@ def _first_page(data: bytes, name: str, most: int) -> Iterator[TiffPage]:
     except MemoryError as error:
         raise ImageError(f"{name}: does not fit into memory: cut it into smaller images") from error
     except Exception as error:
-        raise ImageError(f"{name}: a TIFF that cannot be read ({reason(error)}): {_REMEDY}") from error
+        raise ImageError(f"{name}: a TIFF that cannot be read ({reason(error)}): {remedy}") from error
 
 
-def _refuse(page: TiffPage, name: str, most: int) -> None:
+def _refuse_size(page: TiffPage, name: str, most: int) -> None:
     pixels = max(page.imagewidth * page.imagelength, page.tilewidth * page.tilelength)
     if pixels * max(page.imagedepth, 1) > most:
         raise ImageError(f"{name}: larger than {most:,} pixels: cut it into smaller images")
+
+
+def _refuse_images(page: TiffPage, name: str) -> None:
+    if page.sampleformat != _FLOAT or page.samplesperpixel != 3:
+        raise ImageError(
+            f"{name}: holds {page.samplesperpixel} channel(s) of {page.bitspersample} bits: a point cloud is a TIFF of "
+            "three floating-point channels x, y, z"
+        )
+
+
+def _refuse(page: TiffPage, name: str) -> None:
     if page.is_reduced:
         raise ImageError(f"{name}: its first page is only a preview (a camera's raw file?): save it as TIFF or PNG")
     if page.sampleformat not in (_UNSIGNED, _UNDEFINED):

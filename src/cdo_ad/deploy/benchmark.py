@@ -66,8 +66,10 @@ def benchmark(
 
     Raises:
         BundleError: `run` is no complete run folder, or an exported model is damaged.
+        ConfigError: a run that looks at depth.
     """
     bundle = read_bundle(run)
+    bundle.require_images_alone("the benchmark")
     engines = _engines(bundle)
     image = _image(bundle, image_size or bundle.config.image_size)
     single = [measured for measured in engines if not measured.streamed]

@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from cdo_ad.bundle import Bundle, locked, read_bundle
 from cdo_ad.calibration import ENGINE_TOLERANCE, Calibration
-from cdo_ad.config import ModelSpec
 from cdo_ad.data.listing import list_images
 from cdo_ad.data.reading import read_ahead
 from cdo_ad.deploy.graph_onnx import write_onnx
@@ -32,6 +31,7 @@ from cdo_ad.inference.engines import load_export
 from cdo_ad.inference.engines.base import UNKNOWN, Categories, Engine
 from cdo_ad.inference.engines.torch import TorchEngine, load_model
 from cdo_ad.provenance import versions
+from cdo_ad.spec import ModelSpec
 
 __all__ = ["MAP_TOLERANCE", "SCORE_TOLERANCE", "Agreement", "describe", "export", "spread", "staged", "verify"]
 
@@ -86,7 +86,7 @@ def export(run: Path | str, to: str = "openvino", *, images: Path | None = None)
 
     Raises:
         BundleError: `run` is no complete run folder. BusyError: another process is writing it.
-        ConfigError: another engine.
+        ConfigError: another engine, or a run that looks at depth.
         ExportError: the exported model disagrees, or there is no image to compare on.
         ImageError: an image to compare on cannot be read.
         MissingExtraError: the engine or torch is not installed.
@@ -95,6 +95,7 @@ def export(run: Path | str, to: str = "openvino", *, images: Path | None = None)
     if to not in FILES:
         raise ConfigError(f"cannot export to {to!r}: choose from {', '.join(FILES)}")
     bundle = read_bundle(run)
+    bundle.require_images_alone("an exported model")
     paths = spread(comparison_images(bundle, images), MOST_COMPARED)
     model = load_model(bundle)
     metadata = describe(bundle, "fp32", bundle.model, bundle.calibration)

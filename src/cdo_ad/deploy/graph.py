@@ -17,7 +17,6 @@ with needs_extra("train", "exporting a run"):
     from torch import Tensor, nn
 
     from cdo_ad.method.backbone import Backbone
-    from cdo_ad.method.branches import Inputs
     from cdo_ad.method.discrepancy import discrepancies, image_score
     from cdo_ad.method.model import AnomalyModel, Features
 
@@ -52,14 +51,9 @@ class Judge(nn.Module):
         parts, places = [], []
         for number in range(len(model.members)):
             own, at = model.branches(number), (chosen == number).nonzero()[:, 0]
-            parts.append(model.finish(own, list(own.maps(_some(inputs, at)).values())))
+            parts.append(model.finish(own, list(own.maps(inputs.some(at)).values())))
             places.append(at)
         return torch.cat(parts)[torch.cat(places).argsort()], chosen
-
-
-def _some(inputs: Inputs, at: Tensor) -> Inputs:
-    vectors = {name: vectors[:, at] for name, vectors in inputs.vectors.items()}
-    return Inputs([level[at] for level in inputs.levels], vectors, inputs.context[at], inputs.cells[at])
 
 
 class Normalize(nn.Module):

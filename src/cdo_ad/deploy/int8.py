@@ -72,12 +72,14 @@ def export_int8(run: Path | str, *, labelled: Path | None = None) -> tuple[Path,
 
     Raises:
         BundleError: `run` is no complete run folder, or its images are gone. BusyError: another process is writing it.
+        ConfigError: a run that looks at depth.
         DataError, ImageError: labelled images that cannot be used.
         ExportError: int8 loses too much.
         MissingExtraError: NNCF, OpenVINO or torch is not installed.
         OutputError: the file cannot be written.
     """
     bundle = read_bundle(run)
+    bundle.require_images_alone("an exported model")
     samples = _labelled(bundle, labelled) if labelled is not None else []
     require_own_images(bundle)
     material = material_of(bundle)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from cdo_ad.data.masks import read_mask
 from cdo_ad.data.readers.layout import list_categories, read_dataset
-from cdo_ad.data.reading import read_ahead
 from cdo_ad.errors import DataError, ImageError
-from cdo_ad.inference.detector import Detector, Item
+from cdo_ad.inference.detector import Detector
+from cdo_ad.inference.items import File, read_items
 from cdo_ad.progress import progress_bar
 from cdo_ad.types import MaskArray, Prediction, Sample
 
@@ -37,6 +37,8 @@ def read_samples(
 ) -> list[Sample]:
     """The data set that belongs to a detector: for one of several categories, all of them that `data` holds.
 
+    Point clouds are among the samples only for a run that was made with them.
+
     Args:
         detector: the calibrated model.
         data: the data set's folder.
@@ -46,6 +48,11 @@ def read_samples(
     Raises:
         ConfigError, DataError: as `cdo_ad.read_dataset`; DataError also where `data` holds none of the categories.
     """
+    depth = detector.bundle is not None and detector.bundle.config.depth
+    return [sample if depth else sample.without_depth() for sample in _read(detector, data, layout, category)]
+
+
+def _read(detector: Detector, data: Path | str, layout: str, category: str | None) -> list[Sample]:
     if category is not None or len(detector.categories) == 1:
         return read_dataset(data, layout, category)
     there = list_categories(data, layout)
@@ -66,11 +73,8 @@ def judge(detector: Detector, samples: Sequence[Sample], *, regions: bool = Fals
         regions: find the connected regions of each mask.
     """
     known = detector.categories if len(detector.categories) > 1 else ()
-    decoded = read_ahead(sample.path for sample in samples)
-    items = (
-        Item(str(path), image, sample.category if sample.category in known else None)
-        for sample, (path, image) in zip(samples, decoded, strict=True)
-    )
+    files = (File(s.path, s.category if s.category in known else None, s.xyz_path) for s in samples)
+    items = read_items(files, detector.surface_size)
     with progress_bar() as bar:
         task = bar.add_task("judging images", total=len(samples), note="")
         for sample, found in zip(samples, detector.predict_stream(items, regions=regions), strict=True):

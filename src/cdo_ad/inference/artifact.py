@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from cdo_ad.bundle import Bundle
 from cdo_ad.calibration import Calibration
-from cdo_ad.config import Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.errors import BundleError, CdoError
 from cdo_ad.files import Document, problem, write_text
 from cdo_ad.provenance import Provenance
+from cdo_ad.spec import ModelSpec
 
 __all__ = ["FILES", "INT8_FILE", "METADATA_KEY", "Metadata", "check_manifest", "is_export", "write_manifest"]
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from cdo_ad.bundle import Bundle, read_bundle, write_calibration
 from cdo_ad.calibration import Calibration
 from cdo_ad.conformal import GoodScores, Unit, units_needed
 from cdo_ad.data.readers.layout import list_categories, read_dataset
-from cdo_ad.data.reading import read_ahead
 from cdo_ad.data.split import content_digest, group_images
 from cdo_ad.errors import CalibrationError, ImageError
 from cdo_ad.inference.detector import load
-from cdo_ad.inference.engines.base import Engine, infer_stream
+from cdo_ad.inference.engines.base import Engine, Given, infer_with_depth, surface_size
+from cdo_ad.inference.items import File, read_items
 from cdo_ad.types import Sample
 
 __all__ = ["calibrate", "score_images"]
@@ -79,17 +76,18 @@ def score_images(engine: Engine, files: Iterable[tuple[Path, int]]) -> list[tupl
         files: each with the number of its category.
 
     Raises:
-        ImageError: an image that cannot be read.
+        ImageError: an image, or the point cloud that the model needs beside it, that cannot be read.
     """
     listed = list(files)
 
-    def images() -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-        for (_, number), (_, image) in zip(listed, read_ahead(path for path, _ in listed), strict=True):
-            if isinstance(image, ImageError):
-                raise image
-            yield image, number
+    def images() -> Iterator[Given]:
+        items = read_items((File(path) for path, _ in listed), surface_size(engine))
+        for (_, number), item in zip(listed, items, strict=True):
+            if isinstance(item.image, ImageError):
+                raise item.image
+            yield item.image, number, item.surface
 
-    return [(float(out.scores[0]), float(out.maps.max())) for out in infer_stream(engine, images())]
+    return [(float(out.scores[0]), float(out.maps.max())) for out in infer_with_depth(engine, images())]
 
 
 def _good(bundle: Bundle, data: Path, layout: str, category: str | None) -> list[Sample]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,29 +19,21 @@ from cdo_ad.calibration import Calibration
 from cdo_ad.data.convert import as_rgb
 from cdo_ad.data.decode import read_image
 from cdo_ad.data.reading import require_size
+from cdo_ad.data.surface import read_points, require_xyz, to_surface
 from cdo_ad.errors import BundleError, CdoWarning, ConfigError, ImageError
 from cdo_ad.inference.artifact import FILES, INT8_FILE, is_export
 from cdo_ad.inference.engines import load_export
-from cdo_ad.inference.engines.base import UNKNOWN, Engine, Output, infer_stream
+from cdo_ad.inference.engines.base import UNKNOWN, Engine, Given, Output, infer_with_depth, surface_size
 from cdo_ad.inference.engines.tiled import tiled
-from cdo_ad.inference.engines.torch import TorchEngine, choose_device, gpu_present, load_model
+from cdo_ad.inference.engines.torch import choose_device, gpu_present, load_model, torch_engine
+from cdo_ad.inference.items import Item
 from cdo_ad.inference.regions import find_regions
 from cdo_ad.region import resize_region, unpack_region
 from cdo_ad.types import Float32Array, MaskArray, Prediction
 
-__all__ = ["BACKENDS", "Detector", "Item", "load", "resize_map"]
+__all__ = ["BACKENDS", "Detector", "load", "resize_map"]
 
 BACKENDS = ("auto", "torch", "openvino", "openvino-int8", "onnx")
-
-
-class Item(NamedTuple):
-    """One image of a stream."""
-
-    name: str
-    image: npt.NDArray[Any] | ImageError
-    """An array as `Detector.predict` takes it, or the error in its place."""
-    category: str | None = None
-    """None where nobody knows it."""
 
 
 class Detector:
@@ -58,12 +50,23 @@ class Detector:
         """Names of the model's categories; one of no name in most runs."""
         return tuple(self.calibration.categories)
 
+    @property
+    def surface_size(self) -> tuple[int, int] | None:
+        """(H, W) of the surfaces that are judged with the images; None where the model looks at images alone."""
+        return surface_size(self.engine)
+
     def at_rate(self, false_alarm_rate: float) -> Detector:
         """The same with the thresholds for another false-alarm rate; raises CalibrationError."""
         return Detector(self.engine, self.calibration.at_rate(false_alarm_rate), self.bundle)
 
     def predict(
-        self, image: npt.NDArray[Any], *, category: str | None = None, path: str = "", regions: bool = True
+        self,
+        image: npt.NDArray[Any],
+        *,
+        category: str | None = None,
+        path: str = "",
+        regions: bool = True,
+        xyz: npt.NDArray[np.floating] | None = None,
     ) -> Prediction:
         """Judge one image.
 
@@ -72,22 +75,49 @@ class Detector:
             category: what the image shows, in a run of several categories; None lets the model recognise it.
             path: copied into the prediction.
             regions: find the connected regions of the mask.
+            xyz: (h, w, 3) float points of the same view, which a run with depth needs, see
+                `cdo_ad.data.surface.to_surface`; None for a run without.
 
         Raises:
-            ImageError: an array that is no image, or one with a side under 8 pixels.
-            ConfigError: a category that the run does not have.
+            ImageError: an array that is no image, or one with a side under 8 pixels; points that cannot be used.
+            ConfigError: a category that the run does not have; points that are missing, or of no use to the run.
             ModelError: the model gives values that are not numbers.
         """
         name = path or "the array"
         rgb = require_size(as_rgb(image, name), name)
         number = self._number(category)
         start = time.perf_counter()
-        output = self.engine.infer(rgb[None], np.array([number], np.int64))
+        if xyz is None:
+            output = self.engine.infer(rgb[None], np.array([number], np.int64))
+        else:
+            output = next(infer_with_depth(self.engine, [(rgb, number, self._surface(xyz, name))]))
         return self.prediction(output, (rgb.shape[0], rgb.shape[1]), number, path=path, regions=regions, start=start)
 
-    def predict_file(self, path: Path | str, *, category: str | None = None, regions: bool = True) -> Prediction:
-        """Read and judge one file; raises ImageError, which names it, if it cannot be read."""
-        return self.predict(read_image(path), category=category, path=str(path), regions=regions)
+    def predict_file(
+        self,
+        path: Path | str,
+        *,
+        category: str | None = None,
+        regions: bool = True,
+        xyz: Path | str | None = None,
+    ) -> Prediction:
+        """Read and judge one file.
+
+        Args:
+            path: the image.
+            category: as in `predict`.
+            regions: as in `predict`.
+            xyz: its point cloud, for a run with depth; None for the one beside it, see
+                `cdo_ad.data.surface.find_xyz`.
+
+        Raises:
+            ImageError: a file that cannot be read; names it.
+            ConfigError, ModelError: as `predict`.
+        """
+        if xyz is None and self.surface_size is not None:
+            xyz = require_xyz(Path(path))
+        points = None if xyz is None else read_points(xyz)
+        return self.predict(read_image(path), category=category, path=str(path), regions=regions, xyz=points)
 
     def predict_stream(
         self, items: Iterable[Item | tuple[str, npt.NDArray[Any] | ImageError]], *, regions: bool = True
@@ -95,7 +125,8 @@ class Detector:
         """Judge a stream: where the engine can, several images at a time while the next ones are decoded.
 
         Args:
-            items: images, or errors in their places; pairs of name and image where no category is known.
+            items: images, or errors in their places; pairs of name and image where no category is known. A run with
+                depth needs the surface of each, see `cdo_ad.inference.items.read_items`.
             regions: as in `predict`.
 
         Yields:
@@ -107,8 +138,8 @@ class Detector:
         """
         waiting: deque[tuple[str, npt.NDArray[np.uint8] | ImageError, int, float]] = deque()
 
-        def good() -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-            for name, image, category in (Item(*item) for item in items):
+        def good() -> Iterator[Given]:
+            for name, image, category, surface in (Item(*item) for item in items):
                 number, start = self._number(category), time.perf_counter()
                 try:
                     rgb = image if isinstance(image, ImageError) else require_size(as_rgb(image, name), name)
@@ -116,9 +147,9 @@ class Detector:
                     rgb = error
                 waiting.append((name, rgb, number, start))
                 if not isinstance(rgb, ImageError):
-                    yield rgb, number
+                    yield rgb, number, surface
 
-        for output in infer_stream(self.engine, good()):
+        for output in infer_with_depth(self.engine, good()):
             name, rgb, number, start = waiting.popleft()
             while isinstance(rgb, ImageError):
                 yield rgb
@@ -176,6 +207,11 @@ class Detector:
         packed = self.bundle.model.categories[max(0, self._number(category or None))].region
         return resize_region(unpack_region(packed), size) if packed else None
 
+    def _surface(self, xyz: npt.NDArray[np.floating], name: str) -> Float32Array:
+        if self.surface_size is None:
+            raise ConfigError("this run looks at images alone: leave the point cloud out, or train with depth")
+        return to_surface(xyz, self.surface_size, name)
+
     def _number(self, category: str | None) -> int:
         if len(self.categories) == 1:
             return 0
@@ -230,7 +266,7 @@ def load(
         if backend != "auto" or find_spec("torch") is None:
             raise BundleError(stale)
         warnings.warn(f"{stale}; torch judges meanwhile", CdoWarning, stacklevel=2)
-    own = TorchEngine(load_model(bundle), choose_device(device))
+    own = torch_engine(load_model(bundle), choose_device(device))
     return Detector(tiled(own, bundle.model.tile), bundle.calibration, bundle)
 
 

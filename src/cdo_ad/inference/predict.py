@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from cdo_ad.data.marks import write_png
-from cdo_ad.data.reading import read_ahead
 from cdo_ad.data.sources import find_sources
-from cdo_ad.errors import CdoError, DataError, ImageError
+from cdo_ad.errors import CdoError, ConfigError, DataError, ImageError
 from cdo_ad.files import append_line, writing
-from cdo_ad.inference.detector import Detector, Item
+from cdo_ad.inference.detector import Detector
+from cdo_ad.inference.items import File, read_items
 from cdo_ad.inference.overlay import map16, overlay
 from cdo_ad.types import Prediction
 
@@ -60,6 +60,7 @@ def predict_files(
     *,
     maps: bool = False,
     category: str | None = None,
+    xyz: Path | None = None,
 ) -> Iterator[Prediction | Failure]:
     """Judge every file that the arguments name.
 
@@ -70,20 +71,27 @@ def predict_files(
             `<name>_overlay.png` (and `<name>_map.png`) in the given folder's structure; None writes nothing.
         maps: also write the map as 16-bit PNG.
         category: what all images show, in a run of several categories; None lets the model recognise it.
+        xyz: the point cloud of the only image, for a run with depth; None for those in the layout of MVTec 3D-AD, where
+            the folders `xyz` and `gt` beside `rgb` are no images then.
 
     Yields:
         A prediction, or a failure for a file that cannot be read or an overlay that cannot be written, in order.
 
     Raises:
+        ConfigError: a point cloud for several images, or for a run without depth.
         DataError: no argument matches an image.
         OutputError: `out` cannot be written to, or the disk is full; what was judged before is in `predictions.jsonl`.
     """
     wanted = expand(patterns)
+    if detector.surface_size is not None:
+        wanted = [item for item in wanted if isinstance(item, Failure) or not _beside_rgb(item[0])]
+    if xyz is not None and (detector.surface_size is None or len(wanted) > 1):
+        raise ConfigError("a point cloud belongs to one image and to a run that was trained with depth: give one image")
     files = [item for item in wanted if not isinstance(item, Failure)]
     if not files:
         raise DataError(next(item.error for item in wanted if isinstance(item, Failure)))
     targets = dict(zip((file for file, _ in files), _targets([name for _, name in files]), strict=True))
-    decoded = (Item(str(path), image, category) for path, image in read_ahead(file for file, _ in files))
+    decoded = read_items((File(file, category, xyz) for file, _ in files), detector.surface_size)
     judged = detector.predict_stream(decoded)
     with ExitStack() as stack:
         lines = None
@@ -96,6 +104,11 @@ def predict_files(
                 if lines is not None:
                     append_line(lines, json.dumps(result.to_json()))
                 yield result
+
+
+def _beside_rgb(file: Path) -> bool:
+    """True for point clouds and masks in the layout of MVTec 3D-AD."""
+    return file.parent.name in ("xyz", "gt") and (file.parent.parent / "rgb").is_dir()
 
 
 def _results(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,12 +22,16 @@ from cdo_ad.config import ANOMALY_KINDS, AnomalyKind, BackgroundRule
 from cdo_ad.method.preprocess import blur_matrix
 from cdo_ad.method.white_noise import white_noise
 
-__all__ = ["KINDS", "add_anomalies", "add_anomaly"]
+__all__ = ["KINDS", "SURFACE_KINDS", "SurfaceKind", "add_anomalies", "add_anomaly", "add_surface_anomaly"]
 
 KINDS = ANOMALY_KINDS
 """`noise` the paper's rectangles; `perlin` a smooth irregular region of another texture; `cut` a turned piece of
 another good image; `intensity` a large low-contrast change of brightness; `line` a scratch or thread; `spot` small dark
 or bright dots; `smear` a blurred patch."""
+
+SurfaceKind = Literal["dent", "rough"]
+SURFACE_KINDS: tuple[SurfaceKind, ...] = get_args(SurfaceKind)
+"""`dent` a patch that lies lower or higher, with a soft or a sharp edge; `rough` a patch of uneven surface."""
 
 REFERENCE = 256  # pixels: sizes below are for an image whose shorter side has this many
 
@@ -53,6 +58,31 @@ def add_anomaly(images: Tensor, kind: AnomalyKind, seeds: Sequence[int]) -> tupl
         changed[i] = image.clamp(0, 255) if images.is_floating_point() else image.round().clamp(0, 255).to(images.dtype)
         masks[i] = mask
     return changed, masks.to(images.device)
+
+
+def add_surface_anomaly(surfaces: Tensor, kind: SurfaceKind, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Draw one anomaly of a kind into each surface; what is missing stays missing.
+
+    Args:
+        surfaces: (B, 2, H, W) float, see `cdo_ad.method.surface`; left as they are.
+        kind: one of `SURFACE_KINDS`.
+        seeds: one a surface.
+
+    Returns:
+        The changed surfaces, of the same shape, and where, (B, H, W) bool.
+    """
+    changed, masks = surfaces.clone(), torch.zeros(len(surfaces), *surfaces.shape[-2:], dtype=torch.bool)
+    for i, seed in enumerate(seeds):
+        draw = _Draw(seed, int(surfaces.shape[-2]), int(surfaces.shape[-1]))
+        masks[i] = draw.blob(0.002, 0.03)
+        if kind == "dent":
+            change = draw.soften(masks[i], draw.log_uniform(0.3, 6)) * draw.sign() * draw.log_uniform(0.5, 8)
+        else:
+            cells = 2 ** draw.integer(4, 7)
+            uneven = draw.smooth(cells, cells, (draw.height, draw.width))
+            change = draw.soften(masks[i], 1.0) * uneven * draw.log_uniform(0.3, 3)
+        changed[i, 0] += (change * draw.scale).to(changed)
+    return changed, masks.to(surfaces.device)
 
 
 def add_anomalies(

@@ -36,15 +36,24 @@ class Bank(nn.Module):
         self.register_buffer("centres", torch.zeros(centres, channels))
 
     @torch.no_grad()
-    def fit(self, vectors: Tensor) -> None:
-        """Take everything from (P, n, C) vectors of n good images; the choice is the same for the same vectors."""
+    def fit(self, vectors: Tensor, floor: float | None = None) -> None:
+        """Take everything from good images; the choice is the same for the same vectors.
+
+        Args:
+            vectors: (P, n, C) of n images.
+            floor: for channels of different units: shrinkage is of each channel's own variance, at least this; None for
+                the mean variance of all channels.
+        """
         flat = vectors.reshape(-1, vectors.shape[2])
         generator = torch.Generator().manual_seed(0)
         drawn = flat[torch.randperm(len(flat), generator=generator)[: 5 * CANDIDATES].to(flat.device)]
         self.mean.copy_(flat.mean(dim=0))
         covariance = torch.cov(drawn.T)
         identity = torch.eye(len(covariance)).to(covariance)
-        factor = torch.linalg.cholesky(covariance + SHRINKAGE * covariance.diagonal().mean() * identity)
+        added = covariance.diagonal().mean() * identity
+        if floor is not None:
+            added = covariance.diagonal().clamp(min=floor).diag()
+        factor = torch.linalg.cholesky(covariance + SHRINKAGE * added)
         self.whiten.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
         candidates = (drawn[:CANDIDATES] - self.mean) @ self.whiten.T
         projection = torch.randn(flat.shape[1], PROJECTED, generator=generator).to(flat) / PROJECTED**0.5

@@ -4,77 +4,35 @@
 - `level 2`, `level 3`: where the expert's features at these levels are improbable at their position, given the image.
 - `bank`: where the features of both levels are unlike those of any good image, at whatever position.
 - `intensity`: where the image's own colours on a coarse grid are improbable at their position.
+- `depth`: where heights and normals of the surface beside the image are improbable at their position.
+- `depth bank`: where height, slope and curvature are unlike those of any good surface, at whatever position and angle.
 - a defect head, where defects are labelled: what looks like them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdo_ad.config import BranchName, CategorySpec
+from cdo_ad.config import BranchName
 from cdo_ad.method.bank import Bank
 from cdo_ad.method.defect_head import DefectHead
 from cdo_ad.method.fusion import image_baselines
 from cdo_ad.method.gaussian import ConditionalGaussian
-from cdo_ad.method.preprocess import mean_matrix, to_grid
+from cdo_ad.method.inputs import CHANNELS, CONTEXT_CELLS, Inputs, intensity_grid
+from cdo_ad.method.preprocess import to_grid
+from cdo_ad.method.surface import FEATURES, RELIEF_CELLS, SHAPE_FEATURES
 from cdo_ad.region import unpack_region
+from cdo_ad.spec import CategorySpec
 
-__all__ = ["DEFECT_HEAD", "Branches", "Inputs", "Shape", "describe"]
+__all__ = ["DEFECT_HEAD", "Branches", "Shape"]
 
 Shape = tuple[int, int, int]
 """(C, H, W) of a level's features."""
 DEFECT_HEAD = "defect head"
-CONTEXT_CELLS = 4
-"""The last level, averaged to this many cells a side, describes the whole image."""
-INTENSITY_CELLS = 16
-"""Cells of the grid of intensities along the image's longer side."""
-INTENSITY_SHRINKAGE = 0.05
-CHANNELS = 128
-"""Most channels of a level that a Gaussian uses, a fixed random choice: memory grows with their square."""
-
-
-class Inputs(NamedTuple):
-    """What the branches look at, of B images."""
-
-    levels: list[Tensor]
-    """(B, H_1, W_1) discrepancy of each level; none where no branch needs them."""
-    vectors: dict[BranchName, Tensor]
-    """(P, B, C) by branch."""
-    context: Tensor
-    """(B, Q) of the whole image."""
-    cells: Tensor
-    """(B, q) intensities of all cells, the context of `intensity`; (B, 0) without that branch."""
-
-
-def describe(names: Sequence[BranchName], images: Tensor, expert: Sequence[Tensor], levels: Sequence[Tensor]) -> Inputs:
-    """What branches look at.
-
-    Args:
-        names: of the branches.
-        images: (B, 3, H, W) float RGB in 0..255, at the input size.
-        expert: the expert's (B, C_k, H_k, W_k) maps of them.
-        levels: the discrepancies (B, H_1, W_1) of the levels.
-    """
-    vectors: dict[BranchName, Tensor] = {}
-    middle, last = _pooled(expert[1]), _pooled(expert[2])
-    if "level 2" in names:
-        vectors["level 2"] = _positions(_chosen(middle))
-    if "level 3" in names:
-        vectors["level 3"] = _positions(_chosen(last))
-    if "bank" in names:
-        size = (int(last.shape[-2]), int(last.shape[-1]))
-        vectors["bank"] = _positions(torch.cat([F.adaptive_avg_pool2d(middle, size), last], dim=1))
-    cells = images.new_zeros(images.shape[0], 0)  # not len(): a tracer would take it for a constant
-    if "intensity" in names:
-        grid = intensities(images, intensity_grid((int(images.shape[-2]), int(images.shape[-1]))))
-        vectors["intensity"], cells = _positions(grid), grid.flatten(1)
-    return Inputs(list(levels), vectors, whole_image(expert), cells)
 
 
 class Branches(nn.Module):
@@ -102,11 +60,12 @@ class Branches(nn.Module):
         for name in names:
             height, width = self.grids[name]
             channels = _channels(name, shapes)
-            if name == "bank":
+            if name in ("bank", "depth bank"):
                 self.densities[_key(name)] = Bank(channels, spec.centres)
-            elif name == "intensity":
+            elif name in ("intensity", "depth"):
+                own = RELIEF_CELLS**2 if name == "depth" else channels * height * width
                 self.densities[_key(name)] = ConditionalGaussian(
-                    height * width, channels, channels * height * width, spec.intensity_components
+                    height * width, channels, own, spec.intensity_components
                 )
             elif name != "disagreement":
                 self.densities[_key(name)] = ConditionalGaussian(height * width, channels, context, spec.components)
@@ -172,7 +131,7 @@ class Branches(nn.Module):
         if isinstance(density, Bank):
             flat: Tensor = density(vectors)
         else:
-            flat = density(vectors, inputs.cells if name == "intensity" else inputs.context)
+            flat = density(vectors, inputs.context_of(name))
         return flat.reshape(-1, *self.grids[name])
 
     def standardized(self, name: BranchName, raw: Tensor) -> Tensor:
@@ -239,62 +198,12 @@ class Branches(nn.Module):
         return [name for name in levels if name in self.names]
 
 
-def intensities(images: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean log colour of each cell of a grid: a factor of exposure becomes a shift.
-
-    Args:
-        images: (B, 3, H, W) float RGB in 0..255.
-        grid: (h, w) cells.
-
-    Returns:
-        (B, 3, h, w) float32.
-    """
-    values = (images.float() + 8).log()  # 8 of 255: the noise of dark pixels does not matter
-    rows, columns = (mean_matrix(t, int(s)).to(values) for t, s in zip(grid, values.shape[-2:], strict=True))
-    return rows @ values @ columns.T
-
-
-def intensity_grid(image_size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) cells of the grid of intensities for images of that size."""
-    height, width = (max(1, round(INTENSITY_CELLS * side / max(image_size))) for side in image_size)
-    return height, width
-
-
-def whole_image(expert: Sequence[Tensor]) -> Tensor:
-    """(B, Q) description of the whole image: the last of the expert's maps, averaged to a few cells."""
-    return F.adaptive_avg_pool2d(expert[-1].float(), CONTEXT_CELLS).flatten(1)
-
-
-def _pooled(features: Tensor) -> Tensor:
-    """(B, C, h, w) averaged over 3 x 3 neighbours: it steadies the covariance and enlarges what a position sees."""
-    return F.avg_pool2d(features.float(), 3, stride=1, padding=1, count_include_pad=False)
-
-
-def _positions(maps: Tensor) -> Tensor:
-    """(B, C, h, w) to (h * w, B, C)."""
-    return maps.flatten(2).permute(2, 0, 1)
-
-
-def _chosen(maps: Tensor) -> Tensor:
-    """The channels that a Gaussian uses of a level, always the same ones."""
-    channels = int(maps.shape[1])
-    if channels <= CHANNELS:
-        return maps
-    return maps[:, _choice(channels).to(maps.device)]
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _choice(channels: int) -> Tensor:
-    """(CHANNELS,) int64, ascending; kept, so that a traced model holds it as a constant."""
-    order = torch.randperm(channels, generator=torch.Generator().manual_seed(0))
-    return order[:CHANNELS].sort().values
-
-
 def _grid(name: BranchName, shapes: Sequence[Shape], image_size: tuple[int, int]) -> tuple[int, int]:
     if name == "intensity":
         return intensity_grid(image_size)
-    _, height, width = shapes[{"disagreement": 0, "level 2": 1, "level 3": 2, "bank": 2}[name]]
+    _, height, width = shapes[
+        {"disagreement": 0, "level 2": 1, "depth": 1, "depth bank": 1, "level 3": 2, "bank": 2}[name]
+    ]
     return height, width
 
 
@@ -303,6 +212,10 @@ def _channels(name: BranchName, shapes: Sequence[Shape]) -> int:
         return shapes[1][0] + shapes[2][0]
     if name == "intensity":
         return 3
+    if name == "depth":
+        return FEATURES
+    if name == "depth bank":
+        return SHAPE_FEATURES
     return min(shapes[1 if name == "level 2" else 2][0], CHANNELS)
 
 

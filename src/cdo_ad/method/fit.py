@@ -22,12 +22,13 @@ from torch import Tensor
 
 from cdo_ad.config import BranchName
 from cdo_ad.errors import ConfigError
-from cdo_ad.method.branches import Branches, Inputs
+from cdo_ad.method.branches import Branches
 from cdo_ad.method.defect_head import fit_defect_head
 from cdo_ad.method.discrepancy import image_score
 from cdo_ad.method.folds import fold_count, make_folds
 from cdo_ad.method.fusion import fit_baseline, learned_weights, position_statistics
-from cdo_ad.method.left_out import Densities
+from cdo_ad.method.inputs import Inputs
+from cdo_ad.method.left_out import Densities, raised
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.seen import BATCH, ImageSource, Progress, Seen, joined
 
@@ -143,7 +144,7 @@ class _Fit:
         maps = {name: self.densities.left_out(name, good, folds, (good, folds))[0] for name in self.branches.names}
         if "disagreement" in maps and trained is not None and not trained.all():
             own = maps["disagreement"]
-            maps["disagreement"] = _raised(own, self.model.enlarge(own), torch.from_numpy(trained))
+            maps["disagreement"] = raised(own, self.model.enlarge(own), torch.from_numpy(trained))
         standard = self._standardized(maps, folds)
         self._set_units(standard, torch.tensor([weights[name] for name in self.branches.names]))
         heads = None
@@ -253,9 +254,8 @@ class _Fit:
     # ---- the defect head
 
     def _head_vectors(self, seen: Inputs, at: Tensor) -> Tensor:
-        device = self.model.mean.device
-        vectors = {name: each[:, at].to(device) for name, each in seen.vectors.items()}
-        return self.branches.head_vectors(Inputs([], vectors, seen.context[at].to(device), seen.cells[at].to(device)))
+        wanted = seen.only(*self.branches.head_inputs)._replace(levels=[])
+        return self.branches.head_vectors(wanted.some(at, self.model.mean.device))
 
     def _fit_levels(self, good: Inputs, chosen: Tensor) -> None:
         for name in self.branches.names:
@@ -294,11 +294,4 @@ class _Fit:
         self.branches.weight[:-1] *= 1 - share
         self.branches.weight[-1] = share / scatter
         self.branches.offset.copy_((1 - share) * self.branches.offset + share * peaks.mean() / scatter)
-        return _raised(found, self.model.enlarge(found), learned)
-
-
-def _raised(maps: Tensor, enlarged: Tensor, trained: Tensor) -> Tensor:
-    """Maps of images that the apprentice or the head learned from, times how much too small they are on the median."""
-    peaks = enlarged.flatten(1).amax(dim=1)
-    ratio = max(1.0, float(peaks[~trained].median() / peaks[trained].median()))
-    return torch.where(trained[:, None, None], maps * ratio, maps)
+        return raised(found, self.model.enlarge(found), learned)

@@ -56,7 +56,7 @@ class ConditionalGaussian(nn.Module):
         self.register_buffer("count", torch.ones(()))
 
     @torch.no_grad()
-    def fit(self, vectors: Tensor, context: Tensor, shrinkage: float = SHRINKAGE) -> None:
+    def fit(self, vectors: Tensor, context: Tensor, shrinkage: float = SHRINKAGE, floor: float | None = None) -> None:
         """Take everything from good images.
 
         Fewer images than at the start lower the number of components that are used in proportion, so that a fold's
@@ -66,6 +66,8 @@ class ConditionalGaussian(nn.Module):
             vectors: (P, n, C) of n images.
             context: (n, Q) of them.
             shrinkage: see `SHRINKAGE`.
+            floor: for channels of different units: shrinkage is of each channel's own mean variance, at least this;
+                None for that of all channels.
 
         Raises:
             ConfigError: fewer than two images, or vectors that are the same in every image.
@@ -92,7 +94,10 @@ class ConditionalGaussian(nn.Module):
         if not variance > 1e-12:
             raise ConfigError("a density found no variation at all: are the good images copies of one?")
         identity = torch.eye(covariance.shape[-1]).to(covariance)
-        factor = torch.linalg.cholesky(covariance + shrinkage * variance * identity)
+        added = variance * identity
+        if floor is not None:
+            added = covariance.diagonal(dim1=1, dim2=2).mean(dim=0).clamp(min=floor).diag()
+        factor = torch.linalg.cholesky(covariance + shrinkage * added)
         self.whiten.copy_(torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False))
 
     def forward(self, vectors: Tensor, context: Tensor) -> Tensor:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cdo_ad.config import BranchName
+from cdo_ad.config import DEPTH, BranchName
 from cdo_ad.method.bank import Bank
-from cdo_ad.method.branches import INTENSITY_SHRINKAGE, Branches, Inputs
+from cdo_ad.method.branches import Branches
+from cdo_ad.method.gaussian import SHRINKAGE
+from cdo_ad.method.inputs import Inputs
 
-__all__ = ["Densities"]
+__all__ = ["Densities", "raised"]
+
+INTENSITY_SHRINKAGE = 0.05
+DEPTH_FLOOR = 4e-3
+"""Least variance that the shrinkage of a channel of depth is a share of; units as in `cdo_ad.method.surface`."""
 
 
 class Densities:
@@ -26,24 +32,18 @@ class Densities:
         at = torch.arange(len(good.context)) if chosen is None else chosen
         device = self.device
         density, vectors = self.branches.density(name), good.vectors[name][:, at].to(device)
+        floor = DEPTH_FLOOR if name in DEPTH else None
         if isinstance(density, Bank):
-            density.fit(vectors[self.branches.inspected(self.branches.grids[name]).flatten().to(vectors.device)])
+            inside = self.branches.inspected(self.branches.grids[name]).flatten().to(vectors.device)
+            density.fit(vectors[inside], floor)
         elif name == "intensity":
-            density.fit(vectors, good.cells[at].to(device), INTENSITY_SHRINKAGE)
+            density.fit(vectors, good.context_of(name)[at].to(device), INTENSITY_SHRINKAGE)
         else:
-            density.fit(vectors, good.context[at].to(device))
+            density.fit(vectors, good.context_of(name)[at].to(device), SHRINKAGE, floor)
 
     def raw(self, name: BranchName, seen: Inputs, chosen: Tensor) -> Tensor:
         """(M, h, w) distances of a branch for some images."""
-        device = self.device
-        vectors = {name: seen.vectors[name][:, chosen].to(device)} if name in seen.vectors else {}
-        some = Inputs(
-            [m[chosen].to(device) for m in seen.levels],
-            vectors,
-            seen.context[chosen].to(device),
-            seen.cells[chosen].to(device),
-        )
-        return self.branches.raw(name, some).cpu()
+        return self.branches.raw(name, seen.only(name).some(chosen, self.device)).cpu()
 
     def left_out(self, name: BranchName, good: Inputs, folds: Tensor, *judged: tuple[Inputs, Tensor]) -> list[Tensor]:
         """(M, h, w) distances of images, each by a density that was fitted without one fold of the good images.
@@ -63,3 +63,10 @@ class Densities:
                 if len(at):
                     maps[at] = self.raw(name, seen, at)
         return found
+
+
+def raised(maps: Tensor, enlarged: Tensor, trained: Tensor) -> Tensor:
+    """Maps of images that the apprentice or the head learned from, times how much too small they are on the median."""
+    peaks = enlarged.flatten(1).amax(dim=1)
+    ratio = max(1.0, float(peaks[~trained].median() / peaks[trained].median()))
+    return torch.where(trained[:, None, None], maps * ratio, maps)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdo_ad.config import ModelSpec
 from cdo_ad.method.backbone import Backbone, create_backbone
-from cdo_ad.method.branches import Branches, Inputs, Shape, describe
+from cdo_ad.method.branches import Branches, Shape
 from cdo_ad.method.discrepancy import discrepancies, image_score
+from cdo_ad.method.inputs import Inputs, describe
 from cdo_ad.method.preprocess import map_matrix, normalize_brightness, resize
+from cdo_ad.spec import ModelSpec
 
 __all__ = ["UNKNOWN", "AnomalyModel", "Features"]
 
@@ -40,6 +41,8 @@ class Features(NamedTuple):
     """(B, C_k, H_k, W_k) of each level, finest first."""
     levels: list[Tensor]
     """(B, H_1, W_1) discrepancy of each level, in [0, 4]; none without an apprentice."""
+    surfaces: Tensor | None = None
+    """(B, 2, H, W), see `cdo_ad.method.surface`; None where no branch looks at depth."""
 
 
 class AnomalyModel(nn.Module):
@@ -94,14 +97,26 @@ class AnomalyModel(nn.Module):
 
     # ---- from images to features
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """(B, h, w, 3) uint8 RGB of any size to (B, 3, H, W) float in 0..255 at the input size, not rounded."""
+    def prepare(self, images: Tensor, surfaces: Tensor | None = None) -> Tensor:
+        """What this model looks at, at the input size.
+
+        Args:
+            images: (B, h, w, 3) uint8 RGB of any size.
+            surfaces: (B, 2, H, W) float, see `cdo_ad.method.surface`, where the model looks at depth.
+
+        Returns:
+            (B, 3, H, W) float in 0..255, not rounded; with depth (B, 5, H, W), the surface behind the colours.
+        """
         # NHWC bytes seen as NCHW are channels-last already
         planes = resize(images.permute(0, 3, 1, 2).float(), self.spec.image_size)
+        if surfaces is not None:
+            planes = torch.cat([planes, surfaces], dim=1)
         return planes.contiguous(memory_format=torch.channels_last)
 
     def normalize(self, planes: Tensor) -> Tensor:
-        """(B, 3, H, W) float RGB in 0..255 to the input of the networks."""
+        """(B, 3 or more, H, W) float, as `prepare` gives, to the input of the networks: (B, 3, H, W)."""
+        if self.spec.depth:
+            planes = planes[:, :3]
         if self.spec.normalize_brightness:
             planes = normalize_brightness(planes, self.mean.mean())
         return (planes - self.mean) / self.std
@@ -112,6 +127,8 @@ class AnomalyModel(nn.Module):
         with torch.no_grad():
             expert = self.expert(normalized)
         levels = [] if self.apprentice is None else discrepancies(expert, self.apprentice(normalized))
+        if self.spec.depth:
+            return Features(planes[:, :3], expert, levels, planes[:, 3:])
         return Features(planes, expert, levels)
 
     def inputs(self, seen: Features) -> Inputs:
@@ -120,17 +137,20 @@ class AnomalyModel(nn.Module):
 
     # ---- from features to maps and scores
 
-    def forward(self, images: Tensor, categories: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, categories: Tensor | None = None, surfaces: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Judge images.
 
         Args:
             images: (B, h, w, 3) uint8 RGB of any size.
             categories: (B,) int64 numbers of their categories, `UNKNOWN` to be recognised; None for all unknown.
+            surfaces: as in `prepare`.
 
         Returns:
             Anomaly maps (B, H, W) float32 >= 0 at the input size, image scores (B,), categories (B,) int64.
         """
-        return self.judge(self.prepare(images), categories)
+        return self.judge(self.prepare(images, surfaces), categories)
 
     def judge(self, planes: Tensor, categories: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward`, from what `prepare` gives."""
@@ -145,9 +165,11 @@ class AnomalyModel(nn.Module):
                 maps[at] = self.finish(own, list(own.maps(self.inputs(_some(seen, at))).values()))
         return maps, image_score(maps, self.spec.score_top), chosen
 
-    def explain(self, images: Tensor, categories: Tensor | None = None) -> dict[str, Tensor]:
+    def explain(
+        self, images: Tensor, categories: Tensor | None = None, surfaces: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The weighted map of each branch (B, h, w), see `Branches.maps`; images of one category at a time."""
-        seen = self.features(self.prepare(images))
+        seen = self.features(self.prepare(images, surfaces))
         number = int(self.choose(seen.expert, categories)[0])
         return self.branches(number).maps(self.inputs(seen))
 
@@ -211,4 +233,5 @@ def _mean(expert: Sequence[Tensor]) -> Tensor:
 
 
 def _some(seen: Features, at: Tensor) -> Features:
-    return Features(seen.images[at], [m[at] for m in seen.expert], [m[at] for m in seen.levels])
+    surfaces = None if seen.surfaces is None else seen.surfaces[at]
+    return Features(seen.images[at], [m[at] for m in seen.expert], [m[at] for m in seen.levels], surfaces)

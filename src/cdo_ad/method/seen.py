@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from cdo_ad.config import AnomalyKind
-from cdo_ad.method.anomalies import KINDS, add_anomaly
-from cdo_ad.method.branches import Inputs
+from cdo_ad.method.anomalies import KINDS, SURFACE_KINDS, SurfaceKind, add_anomaly, add_surface_anomaly
+from cdo_ad.method.inputs import Inputs
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.method.white_noise import image_seed
 
@@ -28,7 +28,9 @@ Progress = Callable[[int, int], None]
 
 
 class ImageSource(Protocol):
-    """Good images: item i is a (3, H, W) float tensor in 0..255 at the input size, as `AnomalyModel.prepare` gives."""
+    """Good images: item i is a (3, H, W) float tensor in 0..255 at the input size, as `AnomalyModel.prepare` gives; for
+    a model that looks at depth (5, H, W).
+    """
 
     def __len__(self) -> int: ...
 
@@ -61,7 +63,8 @@ class Seen:
             region: (H, W), 0 where anomalies do not count; None for the whole image.
         """
         self.model, self.images, self.seed, self.region = model, images, seed, region
-        self.report, self.done, self.total = progress, 0, 2 * len(images) + JUDGED
+        self.kinds: tuple[AnomalyKind | SurfaceKind, ...] = (*KINDS, *(SURFACE_KINDS if model.spec.depth else ()))
+        self.report, self.done, self.total = progress, 0, 2 * len(images) + JUDGED * len(self.kinds) // len(KINDS)
 
     def good(self) -> Iterator[Inputs]:
         """All good images, batch by batch."""
@@ -72,18 +75,21 @@ class Seen:
             self._advance(len(places))
 
     def inputs(self, planes: Tensor) -> Inputs:
-        """What the branches look at of (B, 3, H, W) float images in 0..255, on the CPU."""
+        """What the branches look at of (B, 3 or 5, H, W) images as of an `ImageSource`, on the CPU."""
         seen = self.model.inputs(self.model.features(planes.to(self.model.mean.device)))
-        vectors = {name: each.cpu() for name, each in seen.vectors.items()}
-        return Inputs([m.cpu() for m in seen.levels], vectors, seen.context.cpu(), seen.cells.cpu())
+        vectors, cells = ({name: each.cpu() for name, each in of.items()} for of in (seen.vectors, seen.cells))
+        return Inputs([m.cpu() for m in seen.levels], vectors, seen.context.cpu(), cells)
 
     def anomalous(self, defects: tuple[Tensor, Tensor] | None) -> Anomalous:
-        """Good images with synthetic anomalies, and labelled defects: images (K, 3, H, W) and masks (K, H, W)."""
+        """Good images with synthetic anomalies, and labelled defects: images (K, 3 or 5, H, W) and masks (K, H, W).
+
+        An anomaly is drawn into the image or into the surface, so that each kind tells which branch sees what.
+        """
         found: list[Inputs] = []
         kinds: list[int] = []
         sources: list[int] = []
         each = max(1, JUDGED // len(KINDS))
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(self.kinds):
             order = np.random.PCG64(image_seed(self.seed, 2**34, number)).random_raw(len(self.images)).argsort()
             places = np.resize(order, min(each, 4 * len(self.images))).tolist()
             for start in range(0, len(places), BATCH):
@@ -97,7 +103,7 @@ class Seen:
         for k, image in enumerate([] if defects is None else torch.split(defects[0], 1)):
             found.append(self.inputs(image))
             sources.append(0)
-            kinds.append(len(KINDS) + k)
+            kinds.append(len(self.kinds) + k)
         return Anomalous(joined(found), np.array(kinds, dtype=np.int64), torch.tensor(sources))
 
     def examples(self, places: Sequence[int], each: int) -> tuple[Tensor, Tensor]:
@@ -108,7 +114,8 @@ class Seen:
             each: number of each kind.
 
         Returns:
-            (K, 3, H, W) float in 0..255 and (K, H, W) bool; others than those of `anomalous`.
+            (K, 3 or 5, H, W) float and (K, H, W) bool; others than those of `anomalous`. Surfaces are as they were: a
+            defect head, which learns from these, looks at images alone.
         """
         images, masks = [], []
         for number, kind in enumerate(KINDS):
@@ -120,16 +127,20 @@ class Seen:
             masks.append(inside[there])
         return torch.cat(images), torch.cat(masks)
 
-    def _drawn(self, kind: AnomalyKind, number: int, places: Sequence[int], turn: int) -> tuple[Tensor, Tensor]:
+    def _drawn(
+        self, kind: AnomalyKind | SurfaceKind, number: int, places: Sequence[int], turn: int
+    ) -> tuple[Tensor, Tensor]:
         """Images with an anomaly of a kind, and (B,) whether one was drawn."""
         changed, inside = self._changed(kind, number, places, turn)
         return changed, inside.flatten(1).any(dim=1)
 
-    def _changed(self, kind: AnomalyKind, number: int, places: Sequence[int], turn: int) -> tuple[Tensor, Tensor]:
+    def _changed(
+        self, kind: AnomalyKind | SurfaceKind, number: int, places: Sequence[int], turn: int
+    ) -> tuple[Tensor, Tensor]:
         """Images with an anomaly of a kind, each with a contrast of its own, and (B, H, W) where it is."""
         planes = torch.stack([self.images[i] for i in places])
         seeds = [image_seed(self.seed, number, 2**20 * (turn + i) + place) for i, place in enumerate(places)]
-        changed, masks = add_anomaly(planes, kind, seeds)
+        changed, masks = _with_anomaly(planes, kind, seeds)
         random = torch.Generator().manual_seed(seeds[0])
         low, high = CONTRAST
         contrast = low + (high - low) * torch.rand(len(planes), 1, 1, 1, generator=random)
@@ -141,11 +152,22 @@ class Seen:
         self.report(self.done, self.total)
 
 
+def _with_anomaly(planes: Tensor, kind: AnomalyKind | SurfaceKind, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """One anomaly in the colours or in the surface of each image."""
+    if kind == "dent" or kind == "rough":
+        surfaces, masks = add_surface_anomaly(planes[:, 3:], kind, seeds)
+        return torch.cat([planes[:, :3], surfaces], dim=1), masks
+    if planes.shape[1] == 3:
+        return add_anomaly(planes, kind, seeds)
+    images, masks = add_anomaly(planes[:, :3], kind, seeds)
+    return torch.cat([images, planes[:, 3:]], dim=1), masks
+
+
 def joined(parts: Sequence[Inputs]) -> Inputs:
     """Several batches as one."""
     return Inputs(
         [torch.cat(levels) for levels in zip(*(part.levels for part in parts), strict=True)],
         {name: torch.cat([part.vectors[name] for part in parts], dim=1) for name in parts[0].vectors},
         torch.cat([part.context for part in parts]),
-        torch.cat([part.cells for part in parts]),
+        {name: torch.cat([part.cells[name] for part in parts]) for name in parts[0].cells},
     )

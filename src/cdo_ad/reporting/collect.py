@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cdo_ad.data.surface import read_points, read_surface, require_xyz, to_surface
 from cdo_ad.errors import DataError
 from cdo_ad.evaluation.evaluate import Evaluator, Scored
 from cdo_ad.evaluation.judge import judge
@@ -62,12 +63,16 @@ def collect(detector: Detector, samples: Sequence[Sample], budget: int, evaluato
         shown = item.mask if item.sample.mask_path is not None else None
         found.thumbnails[item.sample.path] = thumbnails(item.image, drawn, shown, budget)
         if item.mask is not None:
-            maps = branch_maps(detector, item.image, item.prediction)
+            size = detector.surface_size
+            surface = None if size is None else read_surface(item.sample.path, size, item.sample.xyz_path)
+            maps = branch_maps(detector, item.image, item.prediction, surface)
             found.distributions.setdefault(scored.category, Distributions()).add(maps, item.mask)
     return found
 
 
-def branch_maps(detector: Detector, image: npt.NDArray[np.uint8], prediction: Prediction) -> dict[str, Float32Array]:
+def branch_maps(
+    detector: Detector, image: npt.NDArray[np.uint8], prediction: Prediction, surface: Float32Array | None = None
+) -> dict[str, Float32Array]:
     """The weighted map of each branch, on its own grid, and the anomaly map at the size of the finest.
 
     Engines other than torch give the anomaly map alone.
@@ -76,10 +81,11 @@ def branch_maps(detector: Detector, image: npt.NDArray[np.uint8], prediction: Pr
         detector: the calibrated model.
         image: (H, W, 3) uint8 RGB.
         prediction: of this image.
+        surface: of this image, see `cdo_ad.data.surface`, where the model looks at depth.
     """
     if not isinstance(detector.engine, TorchEngine):
         return {FUSED: prediction.anomaly_map}
-    maps = detector.engine.explain(image, detector.categories.index(prediction.category))
+    maps = detector.engine.explain(image, detector.categories.index(prediction.category), surface)
     height, width = max((values.shape for values in maps.values()), key=lambda shape: shape[0] * shape[1])
     return {**maps, FUSED: resize_map(prediction.anomaly_map, (height, width))}
 
@@ -110,15 +116,17 @@ def synthetic_power(
     """
     if not isinstance(detector.engine, TorchEngine):
         return None
-    distributions = Distributions()
+    distributions, depth = Distributions(), detector.surface_size
     found = total = 0
     for index, path in enumerate(paths):
         try:
             image, mask = with_noise(path, size, seed, index)
+            points = None if depth is None else read_points(require_xyz(path))
+            surface = None if depth is None or points is None else to_surface(points, depth)
         except DataError:
             continue
-        prediction = detector.predict(image, category=category, regions=False)
-        distributions.add(branch_maps(detector, image, prediction), mask)
+        prediction = detector.predict(image, category=category, regions=False, xyz=points)
+        distributions.add(branch_maps(detector, image, prediction, surface), mask)
         found += prediction.anomalous
         total += 1
     return SyntheticPower(rate_of(found, total), distributions) if total else None

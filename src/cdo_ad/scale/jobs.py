@@ -80,6 +80,8 @@ def fingerprints(job: Job) -> Fingerprints:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training says them
         samples = read_dataset(job.data, job.layout, job.category)
+    if not job.config.depth:
+        samples = [sample.without_depth() for sample in samples]
     test = [sample for sample in samples if sample.split == "test"]
     if not test:
         raise DataError(f"{job.data}: {job.category or 'the data set'} has no test image to evaluate the runs on")

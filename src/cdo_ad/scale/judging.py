@@ -10,7 +10,8 @@ from typing import Any
 
 from cdo_ad.data.files import reason
 from cdo_ad.errors import CdoError, ImageError
-from cdo_ad.inference.detector import Detector, Item, load
+from cdo_ad.inference.detector import Detector, load
+from cdo_ad.inference.items import Item
 from cdo_ad.scale.parts import to_part, write_part
 from cdo_ad.scale.reading import read_images
 from cdo_ad.scale.sources import Fragment

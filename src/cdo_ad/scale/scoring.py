@@ -89,8 +89,8 @@ def score(
 
     Raises:
         BundleError: no complete run, or a damaged export.
-        ConfigError: a category that the run does not have; `out` holds results of another model; an address of an
-            unknown kind; no cluster.
+        ConfigError: a run that looks at depth; a category that the run does not have; `out` holds results of another
+            model; an address of an unknown kind; no cluster.
         DataError: there is nothing at `source`, or it cannot be listed. BusyError: another call writes to `out`.
         ModelError: the model gives values that are not numbers. OutputError: `out` cannot be written to.
         MissingExtraError: Ray, the engine or the storage's package is not installed.
@@ -166,6 +166,7 @@ def model_of(run: Path, category: str | None) -> Judged:
         model = hashlib.sha256(run.with_name(f"{run.name}.sha256").read_bytes()).hexdigest()
         return Judged(model=model, thresholds=model, category=category)
     bundle = read_bundle(run)
+    bundle.require_images_alone("score")
     if category is not None and len(bundle.calibration.categories) > 1:
         bundle.calibration.of(category)
     thresholds = hashlib.sha256(json.dumps(bundle.calibration.to_json(), sort_keys=True).encode()).hexdigest()

@@ -58,9 +58,11 @@ class Service:
         """Make a run folder a version of a product and activate it, unless its weights are one already.
 
         Raises:
-            BundleError: it is no complete run folder. ConfigError: a name that cannot be a product's.
+            BundleError: it is no complete run folder. ConfigError: a name that cannot be a product's, or a run that
+                looks at depth.
         """
         bundle = read_bundle(run)
+        bundle.require_images_alone("the server")
         self.catalogue.create(product)
         for version in self.catalogue.versions(product):
             same = version.summary.get("weights") == bundle.weights_sha256

@@ -42,7 +42,7 @@ class _Indexed(Dataset[tuple[int, Tensor]]):
         return len(self.store)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        return index, self.store[index]
+        return index, self.store[index][:3]  # an apprentice looks at colours alone
 
 
 class ApprenticeTraining:
@@ -193,7 +193,7 @@ def draw_defects(defects: Defects, good: int, config: Config, epoch: int, turn: 
     count = max(1, round(good * config.defect_share / (1 - config.defect_share)))
     generator = torch.Generator().manual_seed(image_seed(config.seed, epoch, 2**33 + turn))
     chosen = torch.randint(0, len(defects), (count,), generator=generator)
-    images, masks = defects.images[chosen], defects.masks[chosen]
+    images, masks = defects.images[chosen, :3], defects.masks[chosen]
     for axis in (-1, -2):
         if torch.randint(0, 2, (), generator=generator):
             images, masks = images.flip(axis), masks.flip(axis)

@@ -17,6 +17,7 @@ from cdo_ad.conformal import Unit, require_units, units_needed
 from cdo_ad.data import read_categories, read_dataset
 from cdo_ad.data.region import read_region
 from cdo_ad.data.split import by_name, content_digest, fingerprint, group_images, hold_out
+from cdo_ad.data.surface import require_xyz
 from cdo_ad.errors import CalibrationError, CdoWarning, ConfigError, DataError
 from cdo_ad.progress import progress_bar
 from cdo_ad.provenance import DataRecord, ImageRecord
@@ -112,7 +113,8 @@ def gather(
     if unified and category is not None:
         raise ConfigError(f"a unified model takes all categories of {data}: leave the category {category!r} out")
     listed = read_categories(data, layout) if unified else [read_dataset(data, layout, category)]
-    good = [[s for s in samples if s.split != "test"] for samples in listed]
+    good = [[_with_depth(s, config) for s in samples if s.split != "test"] for samples in listed]
+    defects = [_with_depth(s, config) for s in defects]
     images: list[ImageRecord] = []
     held_out: list[ImageRecord] = []
     units: dict[str, Unit] = {}
@@ -124,6 +126,8 @@ def gather(
         units[samples[0].category], told = _unit(others or own, config.false_alarm_rate)
         notes.append((f"{samples[0].category}: {note}" if unified else note) + told)
     everything = [s for samples in good for s in samples]
+    if not config.depth and all(s.xyz_path for samples in listed for s in samples):
+        notes.append("point clouds are not used: --recipe lite0_3d looks at them too")
     record = DataRecord(
         root=str(data.resolve()),
         category=category or ", ".join(sorted({s.category for s in everything})),
@@ -136,6 +140,13 @@ def gather(
     )
     categories = tuple(samples[0].category for samples in good)
     return Material(record, categories, tuple(defects))
+
+
+def _with_depth(sample: Sample, config: Config) -> Sample:
+    """The sample as the settings look at it; raises ImageError where they need a point cloud that is missing."""
+    if not config.depth:
+        return sample.without_depth()
+    return sample if sample.xyz_path is not None else replace(sample, xyz_path=require_xyz(sample.path))
 
 
 def _parted(

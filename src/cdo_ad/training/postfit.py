@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdo_ad import bundle as bundles
 from cdo_ad.calibration import Calibration
-from cdo_ad.config import CategorySpec, Config, ModelSpec
+from cdo_ad.config import Config
 from cdo_ad.conformal import CategoryCalibration, GoodScores
 from cdo_ad.data.defects import Defects
 from cdo_ad.data.store import ImageStore
@@ -24,12 +24,13 @@ from cdo_ad.errors import CdoWarning
 from cdo_ad.files import write_json
 from cdo_ad.inference.calibrate import score_images
 from cdo_ad.inference.engines.tiled import tiled
-from cdo_ad.inference.engines.torch import TorchEngine
+from cdo_ad.inference.engines.torch import torch_engine
 from cdo_ad.method.fit import FitSettings, LeftOut, fit_branches
 from cdo_ad.method.gaussian import components_for
 from cdo_ad.method.model import AnomalyModel
 from cdo_ad.progress import progress_bar
 from cdo_ad.provenance import DataRecord, Provenance, revision, versions
+from cdo_ad.spec import CategorySpec, ModelSpec
 from cdo_ad.training.checkpoint import Work
 from cdo_ad.training.material import Material
 
@@ -134,7 +135,7 @@ def fit_and_calibrate(
         scores[name] = GoodScores(largest, maxima, units[first].tolist(), material.record.units[name])
         used.append([material.record.images[i].name for i in images])
     if config.calibration == "held-out":
-        found = score_images(tiled(TorchEngine(model, model.mean.device), config.tile), material.held_out)
+        found = score_images(tiled(torch_engine(model, model.mean.device), config.tile), material.held_out)
         for number, name in enumerate(material.categories):
             own = [i for i, (_, at) in enumerate(material.held_out) if at == number]
             unit = material.record.units[name]

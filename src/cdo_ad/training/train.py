@@ -204,7 +204,7 @@ def _make(
     keep_apprentice: bool,
 ) -> None:
     store = _load(material, config, machine)
-    defects = load_defects(material.defects, config.image_size) if material.defects else None
+    defects = load_defects(material.defects, config.image_size, config.depth) if material.defects else None
     torch.manual_seed(config.seed)
     model = AnomalyModel(specify(config, material, store), config.weights if start is None else "none")
     if start is not None:
@@ -239,5 +239,6 @@ def _load(material: Material, config: Config, machine: Machine) -> ImageStore:
             memory_budget=machine.memory_budget,
             workers=machine.workers,
             tile=config.tile,
+            depth=config.depth,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -1,20 +1,22 @@
-"""Reader of the MVTec 3D-AD layout (its RGB images), one category or a folder of categories.
+"""Reader of the MVTec 3D-AD layout, one category or a folder of categories.
 
 <category>/train/good/rgb/000.png
 <category>/validation/good/rgb/000.png           good images for calibration
 <category>/test/<type>/rgb/000.png  gt/000.png   masks; those of good images are all zero and not used
 
-The point clouds in `xyz/` are not read.
+The point cloud of rgb/000.png is xyz/000.tiff beside it, where there is one.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cdo_ad.data.labels import is_good, label_of
 from cdo_ad.data.listing import subfolders
 from cdo_ad.data.readers.mvtec import refuse_defects
 from cdo_ad.data.readers.pairing import category_folders, child, find_category, good_folder, no_images, samples_of
+from cdo_ad.data.surface import find_xyz
 from cdo_ad.errors import DataError
 from cdo_ad.types import Sample, Split
 
@@ -55,7 +57,7 @@ def read(root: Path, category: str | None = None) -> list[Sample]:
         if rgb is None:
             raise DataError(f"{kind}: looked for rgb/ in it: add its images or remove the folder")
         samples += samples_of(rgb, "test", label_of(kind), child(kind, "gt"), name)
-    return samples
+    return [replace(sample, xyz_path=find_xyz(sample.path)) for sample in samples]
 
 
 def _good_rgb(folder: Path, sub: str) -> Path | None:

@@ -10,12 +10,18 @@ import numpy.typing as npt
 
 from cdo_ad.types import Float32Array
 
-__all__ = ["UNKNOWN", "Categories", "Engine", "Output", "StreamingEngine", "infer_stream"]
+__all__ = [
+    "UNKNOWN", "Categories", "DepthEngine", "Engine", "Given", "Output", "StreamingEngine", "infer_stream",
+    "infer_with_depth", "surface_size",
+]  # fmt: skip
 
 UNKNOWN = -1
 """In the place of a category's number: the model recognises it."""
 
 Categories = npt.NDArray[np.int64]
+Given = tuple[npt.NDArray[np.uint8], int, Float32Array | None]
+"""(H, W, 3) uint8 RGB, its category's number or `UNKNOWN`, and its surface (2, h, w), see `cdo_ad.data.surface`; None
+where the model looks at images alone."""
 
 
 class Output(NamedTuple):
@@ -52,6 +58,50 @@ class StreamingEngine(Protocol):
     def infer_many(self, items: Iterable[tuple[npt.NDArray[np.uint8], int]]) -> Iterator[Output]:
         """See `infer_stream`."""
         ...
+
+
+@runtime_checkable
+class DepthEngine(Protocol):
+    """An engine whose model looks at the surface beside each image; its `infer` raises ConfigError."""
+
+    name: str
+
+    @property
+    def surface_size(self) -> tuple[int, int]:
+        """(h, w) of the surfaces: the model's input size."""
+        ...
+
+    def infer(self, images: npt.NDArray[np.uint8], categories: Categories | None = None) -> Output:
+        """See `Engine.infer`."""
+        ...
+
+    def infer_depth(
+        self, images: npt.NDArray[np.uint8], surfaces: Float32Array, categories: Categories | None = None
+    ) -> Output:
+        """As `Engine.infer`, with surfaces (B, 2, h, w) float32, see `cdo_ad.data.surface`."""
+        ...
+
+
+def surface_size(engine: Engine) -> tuple[int, int] | None:
+    """(h, w) of the surfaces that an engine's model looks at; None for images alone."""
+    return engine.surface_size if isinstance(engine, DepthEngine) else None
+
+
+def infer_with_depth(engine: Engine, items: Iterable[Given]) -> Iterator[Output]:
+    """As `infer_stream`, of images with their surfaces.
+
+    Raises:
+        ConfigError: the model looks at depth, and an item has no surface.
+    """
+    if not isinstance(engine, DepthEngine):
+        yield from infer_stream(engine, ((image, category) for image, category, _ in items))
+        return
+    for image, category, surface in items:
+        numbers = np.array([category], np.int64)
+        if surface is None:
+            yield engine.infer(image[None], numbers)  # says what is missing
+        else:
+            yield engine.infer_depth(image[None], surface[None], numbers)
 
 
 def infer_stream(engine: Engine, items: Iterable[tuple[npt.NDArray[np.uint8], int]]) -> Iterator[Output]:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from cdo_ad.method.model import AnomalyModel
 
-__all__ = ["TorchEngine", "choose_device", "exact_arithmetic", "gpu_present", "load_model"]
+__all__ = [
+    "TorchDepthEngine", "TorchEngine", "choose_device", "exact_arithmetic", "gpu_present", "load_model", "torch_engine",
+]  # fmt: skip
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Files of the drivers of GPUs on Linux: NVIDIA, AMD, Windows' subsystem."""
@@ -48,18 +50,22 @@ class TorchEngine:
             maps, scores, judged = self.model(batch, given)
             return Output(maps.cpu().numpy(), scores.cpu().numpy(), judged.cpu().numpy())
 
-    def explain(self, image: npt.NDArray[np.uint8], category: int) -> dict[str, Float32Array]:
+    def explain(
+        self, image: npt.NDArray[np.uint8], category: int, surface: Float32Array | None = None
+    ) -> dict[str, Float32Array]:
         """The weighted map of each branch, whose sum, enlarged and blurred, is the anomaly map; (h, w) each, by name.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             category: its number, or `UNKNOWN`.
+            surface: as `TorchDepthEngine.infer_depth` takes it, of a model that looks at depth.
         """
         import torch
 
         with torch.inference_mode(), exact_arithmetic(self.device):
             batch, given = self._on_device(image[None], np.array([category], np.int64))
-            return {name: seen[0].cpu().numpy() for name, seen in self.model.explain(batch, given).items()}
+            beside = None if surface is None else torch.from_numpy(surface[None]).to(self.device)
+            return {name: seen[0].cpu().numpy() for name, seen in self.model.explain(batch, given, beside).items()}
 
     def _on_device(
         self, images: npt.NDArray[np.uint8], categories: Categories | None
@@ -68,6 +74,38 @@ class TorchEngine:
 
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         return batch, None if categories is None else torch.from_numpy(categories).to(self.device)
+
+
+class TorchDepthEngine(TorchEngine):
+    """Runs a model that looks at the surface beside each image."""
+
+    @property
+    def surface_size(self) -> tuple[int, int]:
+        """(H, W) of the surfaces: the model's input size."""
+        return self.model.spec.image_size
+
+    def infer(self, images: npt.NDArray[np.uint8], categories: Categories | None = None) -> Output:
+        """Always raises ConfigError: images alone are not enough."""
+        raise ConfigError(
+            "this run looks at depth beside the image, and no point cloud was given: use  predict  or  evaluate  on "
+            "files, or train without depth"
+        )
+
+    def infer_depth(
+        self, images: npt.NDArray[np.uint8], surfaces: Float32Array, categories: Categories | None = None
+    ) -> Output:
+        """See `cdo_ad.inference.engines.base.DepthEngine.infer_depth`."""
+        import torch
+
+        with torch.inference_mode(), exact_arithmetic(self.device):
+            batch, given = self._on_device(images, categories)
+            maps, scores, judged = self.model(batch, given, torch.from_numpy(surfaces).to(self.device))
+            return Output(maps.cpu().numpy(), scores.cpu().numpy(), judged.cpu().numpy())
+
+
+def torch_engine(model: AnomalyModel, device: torch.device | str = "cpu") -> TorchEngine:
+    """The engine for a model: one that takes surfaces too, where the model looks at depth."""
+    return (TorchDepthEngine if model.spec.depth else TorchEngine)(model, device)
 
 
 @contextmanager

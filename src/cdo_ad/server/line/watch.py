@@ -50,8 +50,10 @@ def watch(
         A message for each image once all outboxes hold it; `{"name", "error"}` for one that cannot be judged.
 
     Raises:
-        LineError: a source or a sink that cannot be used.
+        LineError: a source or a sink that cannot be used. ConfigError: a run that looks at depth.
     """
+    if detector.bundle is not None:
+        detector.bundle.require_images_alone("a watched source")
     with ExitStack() as stack:
         outboxes = []
         for text in sinks:

@@ -108,7 +108,7 @@ class Models:
 
         Raises:
             NotFoundError: the product has no such version.
-            BundleError: its run folder is gone or damaged.
+            BundleError: its run folder is gone or damaged. ConfigError: its run looks at depth.
         """
         if (found := self.ready(model)) is not None:
             return found
@@ -117,6 +117,8 @@ class Models:
                 return found
             version = self._catalogue.version(*model)
             made = Model(model, load(Path(version.run), backend=self._backend, device=self._device))
+            if made.detector.bundle is not None:
+                made.detector.bundle.require_images_alone("the server")
             with self._lock:
                 self._loaded[model] = made
                 self._drop_others()

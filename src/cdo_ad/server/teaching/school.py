@@ -155,4 +155,7 @@ def summary_of(bundle: Bundle) -> dict[str, Any]:
 def _config(recipe: str, settings: dict[str, Any]) -> None:
     if unknown := sorted(set(settings) - SETTINGS):
         raise ConfigError(f"the setting {unknown[0]!r} cannot be changed from here: choose from {', '.join(SETTINGS)}")
-    recipes.get(recipe).replace(**settings)
+    if recipes.get(recipe).replace(**settings).depth:
+        raise ConfigError(
+            f"the recipe {recipe!r} needs point clouds, and only images are uploaded here: choose another"
+        )
