@@ -261,6 +261,18 @@ def test_review_takes_corrections(page: Page, served: Served) -> None:
     page.tab.get_by_label("Decision").select_option("")
     page.tab.wait_for_timeout(400)
     page.shot("review")
+    before = [version.number for version in served.service.catalogue.versions("tiles")]
+    page.tab.get_by_role("button", name="Make a new version").click()
+    table = page.tab.get_by_role("table", name="Before and after")
+    table.wait_for(timeout=240_000)
+    assert "corrected false alarms" in table.inner_text() and "corrected misses" in table.inner_text()
+    page.shot("adapted")
+    new = max(version.number for version in served.service.catalogue.versions("tiles"))
+    assert new == max(before) + 1
+    page.tab.get_by_role("button", name=f"Activate version {new}").click()
+    page.tab.get_by_text(f"Version {new} judges now.").wait_for()
+    assert served.inspect(png(1)).json()["version"] == new
+    served.service.catalogue.activate("tiles", min(before), "test")
 
 
 def test_versions_are_activated_compared_and_rolled_back(page: Page, served: Served) -> None:
@@ -275,6 +287,7 @@ def test_versions_are_activated_compared_and_rolled_back(page: Page, served: Ser
     wrong = served.inspect(png(50)).json()["decision"] == "good"
     page.tab.get_by_label("Add an image that must be").select_option("true" if wrong else "false")
     choose(page, png(50), "gold.png")
+    page.tab.get_by_text("gold.png", exact=True).scroll_into_view_if_needed()
     page.tab.get_by_role("img", name="gold.png").wait_for()
     page.tab.get_by_role("button", name="Compare", exact=True).click()
     page.tab.get_by_text("0 of 1 right").first.wait_for()
