@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/cdo-ad demo --out demo
 
 test: lint types
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # a module's runs and exports are made once
 
 lint: install
 	$(BIN)/ruff check src tests benchmarks

@@ -24,7 +24,8 @@ from cdo_ad.cli.main import app
 from cdo_ad.data import read_image
 from cdo_ad.errors import BundleError, OutputError
 from cdo_ad.evaluation.metrics import rate_interval
-from cdo_ad.inference.detector import load, resize_map
+from cdo_ad.inference.detector import load
+from cdo_ad.inference.maps import resize_map
 from cdo_ad.method.discrepancy import anomaly_map
 from cdo_ad.reporting.build import report
 from cdo_ad.reporting.collect import FUSED, branch_maps, with_noise

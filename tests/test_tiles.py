@@ -16,9 +16,10 @@ from cdo_ad.data import read_dataset, read_image
 from cdo_ad.data.store import ImageStore
 from cdo_ad.errors import ConfigError
 from cdo_ad.evaluation.evaluate import evaluate
+from cdo_ad.inference import maps
 from cdo_ad.inference.detector import load
 from cdo_ad.inference.engines.base import Categories, Output
-from cdo_ad.inference.engines.tiled import TiledEngine, tiled
+from cdo_ad.inference.engines.tiled import TiledEngine
 from cdo_ad.tiles import OVERLAP, cut, join, tile_boxes, tile_for
 from cdo_ad.training.train import train
 from conftest import DENSE
@@ -111,7 +112,7 @@ class _Brightness:
 
 def test_an_engine_sees_tiles_and_the_score_is_the_largest() -> None:
     engine, image = _Brightness(), _scene(np.random.default_rng(2))
-    whole = tiled(engine, 64).infer(image[None], np.array([0]))
+    whole = TiledEngine(engine, 64).infer(image[None], np.array([0]))
     assert engine.most == 64 * 64
     assert np.abs(whole.maps[0] - image[..., 0]).max() < 1e-3
     assert whole.scores[0] == image[..., 0].max() and whole.categories[0] == 0
@@ -119,7 +120,7 @@ def test_an_engine_sees_tiles_and_the_score_is_the_largest() -> None:
 
 def test_the_whole_image_tells_an_unknown_category() -> None:
     engine, image = _Brightness(), _scene(np.random.default_rng(2))
-    assert TiledEngine(engine, 64).infer(image[None]).categories[0] == 1
+    assert TiledEngine(engine, 64, categories=2).infer(image[None]).categories[0] == 1
     assert engine.most == image.shape[0] * image.shape[1]
 
 
@@ -174,3 +175,14 @@ def test_what_does_not_go_with_tiles_is_said(scenes: Path, tmp_path: Path, wrong
 def test_a_tile_of_a_few_pixels_is_refused() -> None:
     with pytest.raises(ConfigError, match="tile must be 32 pixels or more"):
         Config(tile=8)
+
+
+@pytest.mark.parametrize(("small", "size"), [((40, 60), (333, 470)), ((200, 90), (61, 77)), ((64, 64), (257, 64))])
+def test_a_large_map_is_resized_in_strips_and_no_seam_shows(
+    monkeypatch: pytest.MonkeyPatch, small: tuple[int, int], size: tuple[int, int]
+) -> None:
+    anomaly_map = np.random.default_rng(0).random(small, np.float32)
+    whole = maps.resize_map(anomaly_map, size)
+    monkeypatch.setattr(maps, "LARGE", 1)
+    monkeypatch.setattr(maps, "STRIP", 50)
+    np.testing.assert_allclose(maps.resize_map(anomaly_map, size), whole, atol=1e-5)

@@ -8,7 +8,8 @@ image, so that no seam shows; the image score is the largest of the tiles' score
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -63,22 +64,24 @@ def cut(image: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
     return image[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
-def join(maps: Sequence[Float32Array], boxes: Sequence[Box], size: tuple[int, int]) -> Float32Array:
+def join(maps: Iterable[Float32Array], boxes: Sequence[Box], size: tuple[int, int]) -> Float32Array:
     """One map of tiles' maps.
 
     Args:
-        maps: (h, w) each, all of one size.
+        maps: (h, w) each, all of one size; they are asked for one after another, and none is kept.
         boxes: of the same tiles, in an image of `size`.
         size: (H, W) of the image.
 
     Returns:
         The map at the scale of the tiles' maps, but never finer than the image itself.
     """
-    height, width = maps[0].shape
+    maps = iter(maps)
+    first = next(maps)
+    height, width = first.shape
     scale = [min(1.0, side / of) for side, of in zip((height, width), boxes[0][2:], strict=True)]
     shape = tuple(max(1, round(side * factor)) for side, factor in zip(size, scale, strict=True))
     total, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for values, box in zip(maps, boxes, strict=True):
+    for values, box in zip(chain([first], maps), boxes, strict=True):
         top, left = round(box.top * scale[0]), round(box.left * scale[1])
         bottom, right = round((box.top + box.height) * scale[0]), round((box.left + box.width) * scale[1])
         rows = _ramp(bottom - top, box.top > 0, box.top + box.height < size[0])
@@ -86,8 +89,8 @@ def join(maps: Sequence[Float32Array], boxes: Sequence[Box], size: tuple[int, in
         share = rows[:, None] * columns
         total[top:bottom, left:right] += share * _nearest(values, (bottom - top, right - left))
         weight[top:bottom, left:right] += share
-    joined: Float32Array = (total / weight).astype(np.float32)
-    return joined
+    total /= weight
+    return total
 
 
 def _starts(side: int, tile: int) -> list[int]:

@@ -24,6 +24,7 @@ __all__ = [
     "pillow_to_rgb", "turned",
 ]  # fmt: skip
 
+STRIP = 1024  # rows of an image that are copied at once
 UPRIGHT = 1  # the EXIF orientation of an image that needs no turn
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -119,10 +120,10 @@ def pillow_to_rgb(image: Image.Image, name: str, bits: int = MOST_BITS) -> UInt8
         if image.mode == "F":
             raise ImageError(f"{name}: floating-point samples have no stated range: save it as 8 or 16 bit")
         if image.mode in ("L", "RGB") and "transparency" not in image.info:
-            return _array_to_rgb(np.asarray(image), name, bits)
+            return _array_to_rgb(_samples(image), name, bits)
         if image.has_transparency_data:
             return _array_to_rgb(np.asarray(_rgba(image)), name, bits)
-        return np.asarray(image.convert("RGB"))
+        return _samples(image.convert("RGB"))
     except MemoryError as error:
         raise ImageError(f"{name}: does not fit into memory: cut it into smaller images") from error
     except (ValueError, TypeError, OSError) as error:  # a colour space that Pillow cannot convert, wrong transparency
@@ -130,6 +131,16 @@ def pillow_to_rgb(image: Image.Image, name: str, bits: int = MOST_BITS) -> UInt8
             f"{name}: an image of Pillow's mode {image.mode} that cannot be converted to RGB ({reason(error)}): "
             "save it as RGB or gray"
         ) from error
+
+
+def _samples(image: Image.Image) -> UInt8Array:
+    """(H, W) or (H, W, 3) of a gray or colour image; in strips, as Pillow's own way holds all bytes twice more."""
+    width, height = image.size
+    found = np.empty((height, width) if image.mode == "L" else (height, width, 3), np.uint8)
+    for top in range(0, height, STRIP):
+        bottom = min(top + STRIP, height)
+        found[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return found
 
 
 def is_wide(image: Image.Image) -> bool:

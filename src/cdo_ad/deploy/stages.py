@@ -14,10 +14,10 @@ from cdo_ad.bundle import Bundle
 from cdo_ad.data.decode import decode_image
 from cdo_ad.errors import needs_extra
 from cdo_ad.inference.artifact import FILES, INT8_FILE
-from cdo_ad.inference.detector import resize_map
 from cdo_ad.inference.engines.base import Categories, Output
 from cdo_ad.inference.engines.openvino import OpenVinoEngine
 from cdo_ad.inference.engines.torch import load_model
+from cdo_ad.inference.maps import resize_map
 from cdo_ad.progress import progress_bar
 
 with needs_extra("train", "the benchmark, whose yardstick is torch"):

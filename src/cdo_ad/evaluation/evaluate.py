@@ -17,7 +17,8 @@ from cdo_ad.evaluation.judge import Judged, judge
 from cdo_ad.evaluation.metrics import PixelMetrics, decision_metrics, image_metrics, require_intervals
 from cdo_ad.evaluation.pixel_counts import PixelCounter
 from cdo_ad.evaluation.schema import CategoryMetrics, Count, Decisions, Metrics, PixelRanking, Ranking, TypeMetrics
-from cdo_ad.inference.detector import Detector, resize_map
+from cdo_ad.inference.detector import Detector
+from cdo_ad.inference.maps import resize_map
 from cdo_ad.types import GOOD, MaskArray, Prediction, Sample
 
 __all__ = ["Evaluation", "Evaluator", "Scored", "evaluate"]

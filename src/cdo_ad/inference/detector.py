@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from cdo_ad.bundle import Bundle, read_bundle
 from cdo_ad.calibration import Calibration
@@ -27,11 +26,12 @@ from cdo_ad.inference.engines.base import UNKNOWN, Engine, Given, Output, infer_
 from cdo_ad.inference.engines.tiled import tiled
 from cdo_ad.inference.engines.torch import choose_device, gpu_present, load_model, torch_engine
 from cdo_ad.inference.items import Item
+from cdo_ad.inference.maps import resize_map
 from cdo_ad.inference.regions import find_regions
 from cdo_ad.region import resize_region, unpack_region
 from cdo_ad.types import Float32Array, MaskArray, Prediction
 
-__all__ = ["BACKENDS", "Detector", "load", "resize_map"]
+__all__ = ["BACKENDS", "Detector", "load"]
 
 BACKENDS = ("auto", "torch", "openvino", "openvino-int8", "onnx")
 
@@ -251,7 +251,7 @@ def load(
         if backend not in ("auto", kind):
             raise ConfigError(f"{run} runs with {kind}, not with {backend}: leave backend out")
         engine = load_export(path, device=device, mode=mode, threads=threads)
-        whole = tiled(engine, engine.metadata.model.tile)
+        whole = tiled(engine, engine.metadata.model)
         return Detector(whole, engine.metadata.calibration, engine.metadata.bundle(path))
     bundle = read_bundle(path)
     file = _export_to_use(bundle, backend, device)
@@ -261,13 +261,13 @@ def load(
             # a later `calibrate` of the run counts; but scores of another precision have a calibration of their own
             exact = exported.metadata.precision == "fp32"
             calibration = bundle.calibration if exact else exported.metadata.calibration
-            return Detector(tiled(exported, bundle.model.tile), calibration, bundle)
+            return Detector(tiled(exported, bundle.model), calibration, bundle)
         stale = f"{file} was made from other weights than those of {path}: export the run again"
         if backend != "auto" or find_spec("torch") is None:
             raise BundleError(stale)
         warnings.warn(f"{stale}; torch judges meanwhile", CdoWarning, stacklevel=2)
     own = torch_engine(load_model(bundle), choose_device(device))
-    return Detector(tiled(own, bundle.model.tile), bundle.calibration, bundle)
+    return Detector(tiled(own, bundle.model), bundle.calibration, bundle)
 
 
 def _export_to_use(bundle: Bundle, backend: str, device: str) -> Path | None:
@@ -283,16 +283,3 @@ def _export_to_use(bundle: Bundle, backend: str, device: str) -> Path | None:
         how = "openvino --int8" if backend == "openvino-int8" else backend
         raise BundleError(f"{file} is missing: make it with  cdo-ad export {bundle.path} --to {how}")
     return file
-
-
-def resize_map(anomaly_map: Float32Array, size: tuple[int, int]) -> Float32Array:
-    """Bring a map to an image's size: bilinear, half-pixel centres (antialiased where it shrinks).
-
-    Args:
-        anomaly_map: (h, w) float32.
-        size: (H, W).
-    """
-    if anomaly_map.shape == size:
-        return anomaly_map
-    resized = Image.fromarray(anomaly_map).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized, dtype=np.float32)

@@ -15,8 +15,9 @@ from cdo_ad.evaluation.evaluate import Evaluator, Scored
 from cdo_ad.evaluation.judge import judge
 from cdo_ad.evaluation.metrics import rate_of
 from cdo_ad.evaluation.schema import Rate
-from cdo_ad.inference.detector import Detector, resize_map
+from cdo_ad.inference.detector import Detector
 from cdo_ad.inference.engines.torch import TorchEngine
+from cdo_ad.inference.maps import resize_map
 from cdo_ad.inference.overlay import overlay
 from cdo_ad.reporting.distributions import Distributions
 from cdo_ad.reporting.thumbnails import thumbnails

@@ -135,7 +135,7 @@ def fit_and_calibrate(
         scores[name] = GoodScores(largest, maxima, units[first].tolist(), material.record.units[name])
         used.append([material.record.images[i].name for i in images])
     if config.calibration == "held-out":
-        found = score_images(tiled(torch_engine(model, model.mean.device), config.tile), material.held_out)
+        found = score_images(tiled(torch_engine(model, model.mean.device), model.spec), material.held_out)
         for number, name in enumerate(material.categories):
             own = [i for i, (_, at) in enumerate(material.held_out) if at == number]
             unit = material.record.units[name]

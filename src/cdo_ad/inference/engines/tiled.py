@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cdo_ad.inference.engines.base import UNKNOWN, Categories, Engine, Output
+from cdo_ad.spec import ModelSpec
 from cdo_ad.tiles import Box, cut, join, tile_boxes
+from cdo_ad.types import Float32Array
 
 __all__ = ["TiledEngine", "tiled"]
 
@@ -19,9 +21,15 @@ BATCH = 8
 class TiledEngine:
     """Judges tiles with an engine and joins what it says: see `cdo_ad.tiles`."""
 
-    def __init__(self, engine: Engine, tile: int) -> None:
-        """Take the engine; `tile` is the side in pixels of the image."""
-        self.engine, self.tile = engine, tile
+    def __init__(self, engine: Engine, tile: int, categories: int = 1) -> None:
+        """Take the engine.
+
+        Args:
+            engine: judges the tiles.
+            tile: their side in pixels of the image.
+            categories: that the engine's model knows.
+        """
+        self.engine, self.tile, self.only = engine, tile, categories == 1
         self.name = engine.name
 
     def infer(self, images: npt.NDArray[np.uint8], categories: Categories | None = None) -> Output:
@@ -33,10 +41,19 @@ class TiledEngine:
             return self.engine.infer(images, given)
         maps, scores, judged = [], [], []
         for image, category in zip(images, given, strict=True):
-            known = int(category) if category != UNKNOWN else int(self.engine.infer(image[None]).categories[0])
-            parts = list(self._parts(image, boxes, known))
-            maps.append(join([own for part in parts for own in part.maps], boxes, size))
-            scores.append(max(float(part.scores.max()) for part in parts))
+            known = 0 if self.only else int(category)
+            if known == UNKNOWN:  # costs memory: all pixels of the image as floats
+                known = int(self.engine.infer(image[None]).categories[0])
+            largest = -np.inf
+
+            def tiles(image: npt.NDArray[np.uint8] = image, known: int = known) -> Iterator[Float32Array]:
+                nonlocal largest
+                for part in self._parts(image, boxes, known):
+                    largest = max(largest, float(part.scores.max()))
+                    yield from part.maps
+
+            maps.append(join(tiles(), boxes, size))
+            scores.append(largest)
             judged.append(known)
         return Output(np.stack(maps), np.array(scores, np.float32), np.array(judged, np.int64))
 
@@ -46,6 +63,6 @@ class TiledEngine:
             yield self.engine.infer(batch, np.full(len(batch), category, np.int64))
 
 
-def tiled(engine: Engine, tile: int) -> Engine:
-    """The engine itself for whole images, else one that judges tiles."""
-    return TiledEngine(engine, tile) if tile else engine
+def tiled(engine: Engine, spec: ModelSpec) -> Engine:
+    """The engine of a model itself where it judges whole images, else one that judges tiles."""
+    return TiledEngine(engine, spec.tile, len(spec.categories)) if spec.tile else engine
