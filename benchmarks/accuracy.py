@@ -252,8 +252,9 @@ def _peer(cell: Cell, options: argparse.Namespace) -> Detector:
     scores = _run_child(options.peers_python, job)["scores"]
     files = [job / "maps" / f"{i:05d}.npy" for i in range(len(judged))]
     maxima = [float(np.load(file).max()) for file in files[: len(held_out)]]
-    groups = [record.group for record in material.record.held_out]
-    good = GoodScores(scores[: len(held_out)], maxima, groups, material.record.units[material.categories[0]])
+    unit = material.record.units[material.categories[0]]
+    counted = [i if unit == "image" else record.group for i, record in enumerate(material.record.held_out)]
+    good = GoodScores(scores[: len(held_out)], maxima, counted, unit)
     calibration = Calibration.fit({"": good}, config.false_alarm_rate, method="held-out")
     engine = Replay({content(read_image(p)): pair for p, *pair in zip(judged, files, scores, strict=True)})
     return Detector(engine, calibration)
