@@ -174,3 +174,5 @@ def test_sentences() -> None:
 def test_the_drift_test_gets_one_score_of_each_group() -> None:
     calibration = fit([1.0, 2.0, 3.0, 10.0], 0.5, [0, 0, 0, 1])
     assert calibration.of().one_of_each().tolist() == [2.0, 10.0]
+    three = fit([1.0, 2.0, 3.0, 4.0, 10.0], 0.5, [0, 2, 0, 0, 1])  # each of its own, not of the others
+    assert three.of().one_of_each().tolist() == [2.0, 3.0, 10.0]

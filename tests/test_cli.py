@@ -210,6 +210,16 @@ def test_imports_load_no_heavy_package(statement: str) -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+def test_a_closed_output_stops_nothing(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    image = next((tiny_data / "train" / "good").iterdir())
+    words = [sys.executable, "-m", "cdo_ad.cli.main", "predict", str(tiny_run), str(image), "--out", str(tmp_path)]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *words], stderr=subprocess.PIPE, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 1
+
+
 def test_the_version_is_one() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{cdo_ad.__version__}"' in text

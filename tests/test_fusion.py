@@ -63,6 +63,15 @@ def test_branches_that_tell_different_kinds_share_the_map() -> None:
     assert min(both[:2]) >= 0.25 and both[2] == 0
 
 
+def test_a_rare_kind_counts_as_much_as_a_frequent_one() -> None:
+    kinds = np.array([0] * 36 + [1] * 4)
+    (own, frequent), (other, rare) = branch(0), branch(1)
+    frequent[kinds == 0, 2, 3] += 3.5
+    rare[kinds == 1, 2, 3] += 4
+    found = learned_weights([own, other], [frequent, rare], kinds, torch.tensor([1.0, 0.0]))
+    assert float(found[1]) > 0.3
+
+
 def test_where_all_is_told_already_nothing_changes() -> None:
     start = [1 / 3, 1 / 3, 1 / 3]
     assert learned([branch(k, signal=30) for k in range(3)], start) == pytest.approx(start)

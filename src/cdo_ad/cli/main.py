@@ -44,6 +44,9 @@ def main() -> None:
     # torch's threads wait for each other at full load otherwise: beside another busy process that costs several times
     # (benchmarks/busy.py). The OpenMP library reads this when torch is imported, so it must be set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("stdout", "stderr"):  # Python has none where a caller has closed it, and printing would fail
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(words) < len(sys.argv) - 1
     warnings.showwarning = _show_warning
