@@ -21,6 +21,7 @@ from cdo_ad.data.decode import decode_reduced, image_size
 from cdo_ad.data.depth import low_bits, significant_bits
 from cdo_ad.data.headers import open_image
 from cdo_ad.data.marks import write_png
+from cdo_ad.data.tiff import decode_tiff
 from cdo_ad.errors import ConfigError, ImageError
 
 RNG = np.random.default_rng(0)
@@ -701,3 +702,53 @@ def test_a_reduced_image_is_upright_and_a_truncated_one_is_found() -> None:
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG")
     assert decode_reduced(png.getvalue(), "x", 64)[0].shape == image.shape
+
+
+def _with_tag(tiff: bytes, tag: int, kind: int, count: int, value: int) -> bytes:
+    """A little-endian TIFF with one entry of its first page changed."""
+    changed = bytearray(tiff)
+    (at,) = struct.unpack_from("<I", changed, 4)
+    (entries,) = struct.unpack_from("<H", changed, at)
+    for place in range(at + 2, at + 2 + 12 * entries, 12):
+        if struct.unpack_from("<H", changed, place)[0] == tag:
+            struct.pack_into("<HHII", changed, place, tag, kind, count, value)
+    return bytes(changed)
+
+
+def _planes(height: int = 24, width: int = 18) -> bytes:
+    """A TIFF of 16-bit planes, which tifffile reads."""
+    buffer = io.BytesIO()
+    samples = np.full((3, height, width), 40_000, np.uint16)
+    tifffile.imwrite(buffer, samples, photometric="rgb", planarconfig="separate", byteorder="<", metadata=None)
+    return buffer.getvalue()
+
+
+def test_missing_strips_are_no_image() -> None:
+    """What lies in memory there would be read, another time something else."""
+    whole = _planes()
+    assert decode_image(whole, "planes.tif").shape == (24, 18, 3)
+    with tifffile.TiffFile(io.BytesIO(whole)) as file:
+        first = file.pages[0].dataoffsets[0]
+    few = whole
+    for tag, value in ((273, first), (279, 24 * 18 * 2)):  # one offset and one byte count instead of three
+        few = _with_tag(few, tag, 4, 1, value)
+    for damaged in (few, _with_tag(few, 284, 3, 1, 257)):  # of a planar configuration that there is not
+        with pytest.raises(ImageError, match="strips or tiles are missing"):
+            decode_tiff(damaged, "planes.tif", 10**6)
+
+
+def test_a_size_of_many_numbers_takes_no_memory() -> None:
+    """A width of two numbers, times a height of 10^9, would be a tuple of 2 x 10^9."""
+    hostile = _with_tag(_with_tag(_planes(), 256, 3, 2, 0x00180018), 257, 4, 1, 10**9)
+    with pytest.raises(ImageError, match="its size is no number"):
+        decode_image(hostile, "hostile.tif")
+
+
+def test_colours_by_number_need_their_table() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "L").convert("P").save(buffer, "PNG")
+    data = buffer.getvalue()
+    start = data.index(b"PLTE") - 4
+    (length,) = struct.unpack_from(">I", data, start)
+    with pytest.raises(ImageError, match=r"bare\.png"):
+        decode_image(data[:start] + data[start + 12 + length :], "bare.png")

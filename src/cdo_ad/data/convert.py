@@ -126,7 +126,8 @@ def pillow_to_rgb(image: Image.Image, name: str, bits: int = MOST_BITS) -> UInt8
         return _samples(image.convert("RGB"))
     except MemoryError as error:
         raise ImageError(f"{name}: does not fit into memory: cut it into smaller images") from error
-    except (ValueError, TypeError, OSError) as error:  # a colour space that Pillow cannot convert, wrong transparency
+    # a colour space that Pillow cannot convert, wrong transparency; colours by number without a table of colours
+    except (ValueError, TypeError, OSError, AssertionError) as error:
         raise ImageError(
             f"{name}: an image of Pillow's mode {image.mode} that cannot be converted to RGB ({reason(error)}): "
             "save it as RGB or gray"

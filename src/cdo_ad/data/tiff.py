@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ _WHITE_IS_ZERO, _RGB = 0, 2
 _UNSIGNED, _FLOAT, _UNDEFINED = 1, 3, 4
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _UNSPECIFIED, _MULTIPLIED_ALPHA = 0, 1
-_SEPARATE_PLANES = 2
+_CONTIGUOUS, _SEPARATE_PLANES = 1, 2
 _UNCOMPRESSED, _PACK_BITS, _DEFLATE = 1, 32773, (8, 32946)
 _LOSSY = (6, 7, 33003, 33005, 34712, 34892, 50001, 52546)  # JPEG, JPEG 2000, lossy JPEG of DNG, WebP, JPEG XL
 _REMEDY = "save it again as an 8- or 16-bit TIFF or PNG"
@@ -104,6 +105,7 @@ def decode_tiff(data: bytes, name: str, most: int) -> AnyArray:
     """
     with _first_page(data, name, most) as page:
         _refuse_bombs(page, data, name)
+        _refuse_gaps(page, name)
         array = np.array(page.asarray())
         if page.axes == "SYX":
             array = np.moveaxis(array, 0, 2)
@@ -134,6 +136,7 @@ def decode_points(data: bytes, name: str, most: int) -> npt.NDArray[np.float32]:
         raise ImageError(f"{name}: is no TIFF: a point cloud is a TIFF of three floating-point channels x, y, z")
     with _first_page(data, name, most, _refuse_images, DAMAGED) as page:
         _refuse_bombs(page, data, name)
+        _refuse_gaps(page, name)
         array = np.asarray(page.asarray())
         return np.ascontiguousarray(np.moveaxis(array, 0, 2) if page.axes == "SYX" else array, dtype=np.float32)
 
@@ -178,9 +181,19 @@ def _first_page(
 
 
 def _refuse_size(page: TiffPage, name: str, most: int) -> None:
-    pixels = max(page.imagewidth * page.imagelength, page.tilewidth * page.tilelength)
-    if pixels * max(page.imagedepth, 1) > most:
+    sides = page.imagewidth, page.imagelength, page.imagedepth, page.tilewidth, page.tilelength
+    if not all(isinstance(side, int) for side in sides):  # a number times a tuple would fill the memory
+        raise ImageError(f"{name}: the image is damaged (its size is no number): {DAMAGED}")
+    width, height, depth, tile_width, tile_height = sides
+    if max(width * height, tile_width * tile_height) * max(depth, 1) > most:
         raise ImageError(f"{name}: larger than {most:,} pixels: cut it into smaller images")
+
+
+def _refuse_gaps(page: TiffPage, name: str) -> None:
+    """Refuse a page with fewer strips or tiles than cover it: tifffile leaves the rest as it finds the memory."""
+    known = page.planarconfig in (_CONTIGUOUS, _SEPARATE_PLANES)  # for another number `chunked` knows no planes
+    if not known or len(page.dataoffsets) < math.prod(page.chunked):
+        raise ImageError(f"{name}: the image is truncated or damaged (strips or tiles are missing): {DAMAGED}")
 
 
 def _refuse_images(page: TiffPage, name: str) -> None:
