@@ -6,19 +6,20 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from cdo_ad.inference.engines.base import Categories, Output
 from fakes import make_folder, make_image, make_mvtec, make_mvtec3d, make_visa, write
 
 pytest.importorskip("scipy", reason="the extra `check` is not installed")
 
 from cdo_ad import recipes
 from cdo_ad.audit.check import check
+from cdo_ad.bundle import read_bundle
 from cdo_ad.cli.main import app
 from cdo_ad.data.copies import Grouping
 from cdo_ad.data.marks import write_png
@@ -294,10 +295,13 @@ def test_other_layouts_are_checked(tmp_path: Path, layout: str) -> None:
 
 
 class Brightness:
-    """A detector whose score is the image's brightness."""
+    """An engine whose score is the image's brightness."""
 
-    def predict(self, image: np.ndarray, **_: object) -> SimpleNamespace:
-        return SimpleNamespace(score=float(image.mean()))
+    name = "brightness"
+
+    def infer(self, images: np.ndarray, categories: Categories | None = None) -> Output:
+        scores = images.mean(axis=(1, 2, 3)).astype(np.float32)
+        return Output(np.zeros((len(images), 8, 8), np.float32), scores, np.zeros(len(images), np.int64))
 
 
 def test_a_run_finds_mislabelled_good_images(tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +315,8 @@ def test_a_run_finds_mislabelled_good_images(tmp_path: Path, tiny_run: Path, mon
     words = ["check", str(data), "--run", str(tiny_run), "--device", "cpu", "--json"]
     real = CliRunner().invoke(app, words, catch_exceptions=False)  # by the run's own networks
     assert json.loads(real.stdout)["ok"] and real.exit_code == 0
-    monkeypatch.setattr(detector, "load", lambda run, device: Brightness())
+    calibration = read_bundle(tiny_run).calibration
+    monkeypatch.setattr(detector, "load", lambda run, device: detector.Detector(Brightness(), calibration))
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     finding = next(f for f in json.loads(done.stdout)["findings"] if f["kind"] == "mislabelled")
     assert finding["files"] == ["train/good/007.png"] and "far above the other good ones" in finding["text"]

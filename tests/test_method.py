@@ -229,7 +229,7 @@ def test_backbones_give_three_levels(name, channels) -> None:
 
 @pytest.mark.parametrize(("name", "tensors"), [("tf_efficientnet_lite0", 296), ("tf_efficientnet_lite2", 386)])
 def test_packaged_weights_equal_the_full_timm_model(name: str, tensors: int) -> None:
-    module, kind = PACKAGED[name]
+    module, kind, _ = PACKAGED[name]
     full = timm.create_model(name, pretrained=False)
     file = getattr(importlib.import_module(module), kind).get_model_file_path()
     packaged = torch.load(file, weights_only=True)

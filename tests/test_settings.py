@@ -5,10 +5,9 @@ import json
 import pytest
 
 from cdo_ad import recipes
-from cdo_ad.config import Config
+from cdo_ad.config import AFTER_TRAINING, Config, training_difference
 from cdo_ad.errors import ConfigError
 from cdo_ad.spec import ModelSpec
-from cdo_ad.training.adapt import AFTER_TRAINING, training_difference
 
 
 def test_recipes_are_the_published_ones() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -21,6 +21,8 @@ __all__ = [
     "Optimizer",
     "Schedule",
     "least_images",
+    "look_at_depth",
+    "training_difference",
 ]
 
 Optimizer = Literal["adamw", "adam"]
@@ -44,6 +46,11 @@ Unit = Annotated[float, Field(gt=0, lt=1)]
 Weights = Annotated[Literal["learned", "equal"] | tuple[Annotated[float, Field(ge=0)], ...], BeforeValidator(_listed)]
 Branches = Annotated[tuple[BranchName, ...], Field(min_length=1), BeforeValidator(_listed)]
 Kinds = Annotated[tuple[AnomalyKind, ...], Field(min_length=1), BeforeValidator(_listed)]
+
+
+def look_at_depth(branches: Iterable[BranchName]) -> bool:
+    """Whether any of the branches needs a point cloud of each image."""
+    return not set(DEPTH).isdisjoint(branches)
 
 
 class Config(Document):
@@ -176,7 +183,7 @@ class Config(Document):
     @property
     def depth(self) -> bool:
         """True where each image comes with a point cloud."""
-        return not set(DEPTH).isdisjoint(self.branches)
+        return look_at_depth(self.branches)
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some settings changed; raises ConfigError."""
@@ -200,6 +207,27 @@ class Config(Document):
 def least_images(config: Config) -> int:
     """Good images that a run needs: each that calibrates is judged by what was learned from two others or more."""
     return 3 if config.calibration == "cross" else 2
+
+
+AFTER_TRAINING = frozenset(
+    [
+        "recipe",
+        "context_share",
+        "fusion_weights",
+        "defect_head_weight",
+        "head_examples",
+        "baseline_share",
+        "blur_sigma",
+        "score_top",
+        "false_alarm_rate",
+    ]
+)
+"""Settings that the training of the apprentice does not depend on."""
+
+
+def training_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first setting, of two `Config.to_json`, that makes another apprentice; None where both train the same one."""
+    return next((key for key in now if key not in AFTER_TRAINING and before.get(key) != now[key]), None)
 
 
 def _explained(error: ValidationError) -> str:

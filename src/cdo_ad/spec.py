@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from cdo_ad.config import DEPTH, Branches, BranchName, Config
+from cdo_ad.config import Branches, BranchName, Config, look_at_depth
 from cdo_ad.files import Document
 from cdo_ad.region import MOST_TEXT, unpack_region
 
@@ -107,4 +107,4 @@ class ModelSpec(Document):
     @property
     def depth(self) -> bool:
         """True where images are judged with their point clouds."""
-        return not set(DEPTH).isdisjoint(self.branches)
+        return look_at_depth(self.branches)

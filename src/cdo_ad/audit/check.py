@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from cdo_ad.audit.amount import enough_good_images
@@ -154,21 +153,17 @@ def _categories(root: Path, layout: str, category: str | None) -> Sequence[str |
 
 def _good_scores(run: Path, samples: Sequence[Sample], device: str) -> dict[Path, float]:
     """Image scores of the good images that can be read, by the detector of a run."""
-    from cdo_ad.bundle import read_bundle
-    from cdo_ad.data.reading import read_ahead
-    from cdo_ad.data.surface import read_points, require_xyz
     from cdo_ad.inference.detector import load
+    from cdo_ad.inference.items import File, read_items
 
-    detector, depth = load(run, device=device), read_bundle(run).model.depth
+    detector = load(run, device=device)
     good = [sample.path for sample in samples if not sample.anomalous]
     scores = {}
     with progress_bar() as bar:
         task = bar.add_task("scoring good images", total=len(good), note="")
-        for path, image in read_ahead(good):
+        items = read_items((File(path) for path in good), detector.surface_size)
+        for path, result in zip(good, detector.predict_stream(items, regions=False), strict=True):
             bar.update(task, advance=1)
-            if isinstance(image, ImageError):
-                continue
-            with suppress(ImageError):  # of a point cloud
-                points = read_points(require_xyz(path)) if depth else None
-                scores[path] = detector.predict(image, regions=False, xyz=points).score
+            if not isinstance(result, ImageError):
+                scores[path] = result[1].score
     return scores

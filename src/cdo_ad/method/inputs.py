@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cdo_ad.config import BranchName
-from cdo_ad.method.preprocess import mean_matrix
+from cdo_ad.method.preprocess import cell_means
 from cdo_ad.method.surface import relief, shape_cells, surface_cells
 
 __all__ = ["CHANNELS", "CONTEXT_CELLS", "Inputs", "describe", "intensities", "intensity_grid", "whole_image"]
@@ -103,8 +103,7 @@ def intensities(images: Tensor, grid: tuple[int, int]) -> Tensor:
         (B, 3, h, w) float32.
     """
     values = (images.float() + 8).log()  # 8 of 255: the noise of dark pixels does not matter
-    rows, columns = (mean_matrix(t, int(s)).to(values) for t, s in zip(grid, values.shape[-2:], strict=True))
-    return rows @ values @ columns.T
+    return cell_means(values, grid)
 
 
 def intensity_grid(image_size: tuple[int, int]) -> tuple[int, int]:

@@ -8,12 +8,10 @@ from torch import Tensor
 from cdo_ad.config import DEPTH, BranchName
 from cdo_ad.method.bank import Bank
 from cdo_ad.method.branches import Branches
-from cdo_ad.method.gaussian import SHRINKAGE
 from cdo_ad.method.inputs import Inputs
 
 __all__ = ["Densities", "raised"]
 
-INTENSITY_SHRINKAGE = 0.05
 DEPTH_FLOOR = 4e-3
 """Least variance that the shrinkage of a channel of depth is a share of; units as in `cdo_ad.method.surface`."""
 
@@ -36,10 +34,8 @@ class Densities:
         if isinstance(density, Bank):
             inside = self.branches.inspected(self.branches.grids[name]).flatten().to(vectors.device)
             density.fit(vectors[inside], floor)
-        elif name == "intensity":
-            density.fit(vectors, good.context_of(name)[at].to(device), INTENSITY_SHRINKAGE)
         else:
-            density.fit(vectors, good.context_of(name)[at].to(device), SHRINKAGE, floor)
+            density.fit(vectors, good.context_of(name)[at].to(device), floor=floor)
 
     def raw(self, name: BranchName, seen: Inputs, chosen: Tensor) -> Tensor:
         """(M, h, w) distances of a branch for some images."""

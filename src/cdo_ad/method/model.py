@@ -21,7 +21,7 @@ from cdo_ad.method.backbone import Backbone, create_backbone
 from cdo_ad.method.branches import Branches, Shape
 from cdo_ad.method.discrepancy import discrepancies, image_score
 from cdo_ad.method.inputs import Inputs, describe
-from cdo_ad.method.preprocess import map_matrix, normalize_brightness, resize
+from cdo_ad.method.preprocess import normalize_brightness, resize, to_grid
 from cdo_ad.spec import ModelSpec
 
 __all__ = ["UNKNOWN", "AnomalyModel", "Features"]
@@ -175,10 +175,7 @@ class AnomalyModel(nn.Module):
 
     def enlarge(self, maps: Tensor) -> Tensor:
         """(B, h, w) on a branch's grid to (B, H, W) at the input size, blurred."""
-        height, width = self.spec.image_size
-        rows = map_matrix(height, int(maps.shape[-2]), self.spec.blur_sigma).to(maps)
-        columns = map_matrix(width, int(maps.shape[-1]), self.spec.blur_sigma).to(maps)
-        return rows @ maps @ columns.T
+        return to_grid(maps, self.spec.image_size, self.spec.blur_sigma)
 
     def finish(self, branches: Branches, maps: Sequence[Tensor]) -> Tensor:
         """The anomaly map (B, H, W) >= 0 of a category's weighted maps.

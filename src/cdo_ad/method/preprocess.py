@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
-    "blur_matrix", "corners_matrix", "halfpixel_matrix", "map_matrix", "mean_matrix", "normalize_brightness", "resize",
-    "to_grid",
+    "blur_matrix", "cell_means", "corners_matrix", "halfpixel_matrix", "map_matrix", "mean_matrix",
+    "normalize_brightness", "resize", "to_grid",
 ]  # fmt: skip
 
 DARKEST = 8.0
@@ -126,9 +126,21 @@ def mean_matrix(target: int, source: int) -> Tensor:
     return ((high - low).clamp(min=0) * target / source).float()
 
 
-def to_grid(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., h, w) maps to (..., H, W), bilinear with half-pixel centres, as two small matrices."""
-    if tuple(maps.shape[-2:]) == size:
+def cell_means(values: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(..., H, W) values to (..., h, w) means of the cells of a grid, as two small matrices."""
+    rows, columns = (mean_matrix(t, int(s)).to(values) for t, s in zip(grid, values.shape[-2:], strict=True))
+    return rows @ values @ columns.T
+
+
+def to_grid(maps: Tensor, size: tuple[int, int], blur: float = 0.0) -> Tensor:
+    """(..., h, w) maps to (..., H, W), bilinear with half-pixel centres, as two small matrices.
+
+    Args:
+        maps: to be brought to `size`.
+        size: (H, W).
+        blur: standard deviation of a Gaussian blur of the result, pixels; 0 for none.
+    """
+    if tuple(maps.shape[-2:]) == size and not blur:
         return maps
-    rows, columns = (map_matrix(int(t), int(s), 0.0).to(maps) for t, s in zip(size, maps.shape[-2:], strict=True))
+    rows, columns = (map_matrix(int(t), int(s), blur).to(maps) for t, s in zip(size, maps.shape[-2:], strict=True))
     return rows @ maps @ columns.T

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdo_ad.method.preprocess import map_matrix, mean_matrix
+from cdo_ad.method.preprocess import cell_means, to_grid
 
 __all__ = ["FEATURES", "RELIEF_CELLS", "SHAPE_FEATURES", "normals", "relief", "shape_cells", "surface_cells"]
 
@@ -40,13 +40,13 @@ def surface_cells(surfaces: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     heights, present = surfaces[:, :1].float(), surfaces[:, 1:].float()
     slopes = normals(heights)
-    level = _means(heights, grid)
+    level = cell_means(heights, grid)
     size = (int(heights.shape[-2]), int(heights.shape[-1]))
     residual = heights - F.interpolate(level, size=size)  # squares of heights themselves would lose their last digits
-    spread = (_means(residual.square(), grid) - _means(residual, grid).square()).clamp(min=0).sqrt()
-    mean = _means(slopes, grid)
-    scatter = (_means(slopes.square(), grid) - mean.square()).clamp(min=0).sum(dim=1, keepdim=True).sqrt()
-    return torch.cat([level, spread, mean, scatter, 1 - _means(present, grid)], dim=1)
+    spread = (cell_means(residual.square(), grid) - cell_means(residual, grid).square()).clamp(min=0).sqrt()
+    mean = cell_means(slopes, grid)
+    scatter = (cell_means(slopes.square(), grid) - mean.square()).clamp(min=0).sum(dim=1, keepdim=True).sqrt()
+    return torch.cat([level, spread, mean, scatter, 1 - cell_means(present, grid)], dim=1)
 
 
 def shape_cells(surfaces: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -62,8 +62,9 @@ def shape_cells(surfaces: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     heights = surfaces[:, :1].float()
     slope = normals(heights).square().sum(dim=1, keepdim=True).sqrt()
-    above = [torch.asinh((_blurred(heights, fine) - _blurred(heights, 3 * fine)) / SMALL) for fine in SCALES]
-    return _means(torch.cat([heights, slope, *above], dim=1), grid)
+    size = (int(heights.shape[-2]), int(heights.shape[-1]))
+    above = [torch.asinh((to_grid(heights, size, fine) - to_grid(heights, size, 3 * fine)) / SMALL) for fine in SCALES]
+    return cell_means(torch.cat([heights, slope, *above], dim=1), grid)
 
 
 def normals(heights: Tensor) -> Tensor:
@@ -76,14 +77,4 @@ def normals(heights: Tensor) -> Tensor:
 
 def relief(surfaces: Tensor) -> Tensor:
     """(B, 64) mean heights of the cells of a coarse grid: a description of the whole surface."""
-    return _means(surfaces[:, :1].float(), (RELIEF_CELLS, RELIEF_CELLS)).flatten(1)
-
-
-def _blurred(values: Tensor, sigma: float) -> Tensor:
-    rows, columns = (map_matrix(int(s), int(s), sigma).to(values) for s in values.shape[-2:])
-    return rows @ values @ columns.T
-
-
-def _means(values: Tensor, grid: tuple[int, int]) -> Tensor:
-    rows, columns = (mean_matrix(t, int(s)).to(values) for t, s in zip(grid, values.shape[-2:], strict=True))
-    return rows @ values @ columns.T
+    return cell_means(surfaces[:, :1].float(), (RELIEF_CELLS, RELIEF_CELLS)).flatten(1)

@@ -7,7 +7,7 @@ thresholds follow anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cdo_ad.bundle import Bundle, check_writable, read_bundle
-from cdo_ad.config import Config
+from cdo_ad.config import Config, training_difference
 from cdo_ad.data.listing import list_images
 from cdo_ad.data.split import content_digest, fingerprint, group_images
 from cdo_ad.errors import BundleError, ConfigError, DataError, needs_extra
@@ -30,7 +30,7 @@ with needs_extra("train", "adapting a run"):
     from cdo_ad.training.material import Material, material_of
     from cdo_ad.training.train import Machine, make_run
 
-__all__ = ["AFTER_TRAINING", "Change", "adapt", "refit", "require_own_images", "training_difference"]
+__all__ = ["Change", "adapt", "refit", "require_own_images"]
 
 EPOCHS = 2
 RATE_SHARE = 0.25
@@ -121,7 +121,7 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     Args:
         run: the run folder; its images must still be where they were.
         out: the new run folder.
-        config: settings that differ from those of `run` in `AFTER_TRAINING` at most.
+        config: settings that differ from those of `run` in `cdo_ad.config.AFTER_TRAINING` at most.
         device: see `cdo_ad.train`.
 
     Raises:
@@ -138,27 +138,6 @@ def refit(run: Path | str, out: Path | str, config: Config, *, device: str = "au
     return make_run(
         out, config, material, Machine(device=device), start=bundle, interrupted="discard", keep_apprentice=True
     )
-
-
-AFTER_TRAINING = frozenset(
-    [
-        "recipe",
-        "context_share",
-        "fusion_weights",
-        "defect_head_weight",
-        "head_examples",
-        "baseline_share",
-        "blur_sigma",
-        "score_top",
-        "false_alarm_rate",
-    ]
-)
-"""Settings that the training of the apprentice does not depend on."""
-
-
-def training_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first setting, of two `Config.to_json`, that makes another apprentice; None where both train the same one."""
-    return next((key for key in now if key not in AFTER_TRAINING and before.get(key) != now[key]), None)
 
 
 def _good(detector: Detector, folder: Path, category: str | None) -> list[tuple[Path, int]]:

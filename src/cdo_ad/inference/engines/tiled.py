@@ -44,23 +44,21 @@ class TiledEngine:
             known = 0 if self.only else int(category)
             if known == UNKNOWN:  # costs memory: all pixels of the image as floats
                 known = int(self.engine.infer(image[None]).categories[0])
-            largest = -np.inf
-
-            def tiles(image: npt.NDArray[np.uint8] = image, known: int = known) -> Iterator[Float32Array]:
-                nonlocal largest
-                for part in self._parts(image, boxes, known):
-                    largest = max(largest, float(part.scores.max()))
-                    yield from part.maps
-
-            maps.append(join(tiles(), boxes, size))
-            scores.append(largest)
+            found: list[float] = []
+            maps.append(join(self._maps(image, boxes, known, found), boxes, size))
+            scores.append(max(found))
             judged.append(known)
         return Output(np.stack(maps), np.array(scores, np.float32), np.array(judged, np.int64))
 
-    def _parts(self, image: npt.NDArray[np.uint8], boxes: Sequence[Box], category: int) -> Iterator[Output]:
+    def _maps(
+        self, image: npt.NDArray[np.uint8], boxes: Sequence[Box], category: int, scores: list[float]
+    ) -> Iterator[Float32Array]:
+        """The map of each tile, one after another; its score is added to `scores`."""
         for start in range(0, len(boxes), BATCH):
             batch = np.stack([cut(image, box) for box in boxes[start : start + BATCH]])
-            yield self.engine.infer(batch, np.full(len(batch), category, np.int64))
+            part = self.engine.infer(batch, np.full(len(batch), category, np.int64))
+            scores += part.scores.tolist()
+            yield from part.maps
 
 
 def tiled(engine: Engine, spec: ModelSpec) -> Engine:

@@ -43,11 +43,17 @@ class TorchEngine:
 
     def infer(self, images: npt.NDArray[np.uint8], categories: Categories | None = None) -> Output:
         """See `Engine.infer`."""
+        return self._judge(images, categories)
+
+    def _judge(
+        self, images: npt.NDArray[np.uint8], categories: Categories | None, surfaces: Float32Array | None = None
+    ) -> Output:
         import torch
 
         with torch.inference_mode(), exact_arithmetic(self.device):
             batch, given = self._on_device(images, categories)
-            maps, scores, judged = self.model(batch, given)
+            beside = None if surfaces is None else torch.from_numpy(surfaces).to(self.device)
+            maps, scores, judged = self.model(batch, given, beside)
             return Output(maps.cpu().numpy(), scores.cpu().numpy(), judged.cpu().numpy())
 
     def explain(
@@ -95,12 +101,7 @@ class TorchDepthEngine(TorchEngine):
         self, images: npt.NDArray[np.uint8], surfaces: Float32Array, categories: Categories | None = None
     ) -> Output:
         """See `cdo_ad.inference.engines.base.DepthEngine.infer_depth`."""
-        import torch
-
-        with torch.inference_mode(), exact_arithmetic(self.device):
-            batch, given = self._on_device(images, categories)
-            maps, scores, judged = self.model(batch, given, torch.from_numpy(surfaces).to(self.device))
-            return Output(maps.cpu().numpy(), scores.cpu().numpy(), judged.cpu().numpy())
+        return self._judge(images, categories, surfaces)
 
 
 def torch_engine(model: AnomalyModel, device: torch.device | str = "cpu") -> TorchEngine:
